@@ -32,7 +32,9 @@ def digits(
     x = F.interpolate(tensor(d.images).float()[:,None], size=(size,size), mode='bilinear')
     x = ((x-x.mean())/x.std()).expand(-1, 3, -1, -1)
     ds,idx = L(zip(x, tensor(d.target))),torch.randperm(len(x), generator=torch.Generator().manual_seed(0)).tolist()
-    return DataLoaders.from_dsets(ds[idx[360:]], ds[idx[:360]], bs=bs, num_workers=0)
+    train,valid = ds[idx[360:]],ds[idx[:360]]
+    train.loss_func = CrossEntropyLossFlat() # for `Learner` to find
+    return DataLoaders.from_dsets(train, valid, bs=bs, num_workers=0)
 
 def simple_convnet(
     c:int=10, # Number of classes
@@ -77,7 +79,7 @@ def run_experiment(
     for scheme,seed in bar:
         bar.comment = f'{scheme}, seed {seed}'
         set_seed(seed, reproducible=True)
-        learn = Learner(datasets[data](size, bs), models[model](), loss_func=CrossEntropyLossFlat(), metrics=accuracy, cbs=InitCallback(scheme))
+        learn = Learner(datasets[data](size, bs), models[model](), metrics=accuracy, cbs=InitCallback(scheme))
         with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
         rows += [dict(zip(['scheme','seed','epoch','train_loss','valid_loss','accuracy'], [scheme, seed, i+1, *v])) for i,v in enumerate(learn.recorder.values)]
         reports.setdefault(scheme, learn.init.report)
@@ -93,7 +95,7 @@ def accuracy_table(
 # %% ../nbs/06_article.ipynb #a415cd46
 @call_parse
 def main(
-    experiment:str='simple', # Section of the settings
+    experiment:str, # Section of the settings, such as simple
     out:str='results', # Folder for results.csv and the charts
     settings:str='settings.ini', # The experiments
 ):

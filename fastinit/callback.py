@@ -165,7 +165,7 @@ def compare_inits(self:Learner,
     "Draw what each initialization would do to this model and data, one line a scheme; model, optimizer, data order and random state stay as they are."
     model,reports,xb = check_model(self.model),{},_batch(self)
     values = [*model.parameters(), *(m.sub for m in model.modules() if isinstance(m, GeneralReLU))]
-    for f in progress_bar(L(inits), leave=False):
+    for f in progress_bar(L(inits), leave=False) if hasattr(self, 'progress') else L(inits):
         with all_or_nothing(values, keep=False): report = init_(model, f, *xb, layers=layers, include_paramless=include_paramless)
         reports[report.scheme] = report
     plot_init_stats(reports, **kwargs)

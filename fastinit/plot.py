@@ -45,10 +45,11 @@ def _draw(ax, df, col, log, color, **kw):
     "One scheme in one panel: a line with a gap where a value is not finite, open circles where the output is 0 by design"
     zero,y = df.status.eq('zero'),df[col].where(np.isfinite(df[col]))
     ax.plot(range(len(df)), y.mask(zero), color=color, marker='o' if len(df)<=30 else '.', ms=4, lw=1.5, **kw)
-    bottom = ax.get_xaxis_transform() if log else ax.transData # 0 has no place on a log scale: mark it on the axis
-    ax.plot(np.flatnonzero(zero), np.zeros(zero.sum()), 'o', mfc='white', mec=color, ms=6, ls='', clip_on=False, zorder=5, transform=bottom)
-    bad = np.flatnonzero(~np.isfinite(df[col]))
-    ax.plot(bad, np.ones(len(bad)), 'x', color=color, ms=6, ls='', clip_on=False, zorder=5, transform=ax.get_xaxis_transform())
+    mark = partial(ax.plot, color=color, ms=6, ls='', clip_on=False, zorder=5)
+    bad,edge = np.flatnonzero(~np.isfinite(df[col])),ax.get_xaxis_transform()
+    # 0 has no place on a log scale: mark it on the axis
+    if zero.any(): mark(np.flatnonzero(zero), np.zeros(zero.sum()), marker='o', mfc='white', transform=edge if log else ax.transData)
+    if len(bad): mark(bad, np.ones(len(bad)), marker='x', transform=edge)
 
 def _marks(reports):
     "Legend entries for the marks that occur"
@@ -79,7 +80,7 @@ def plot_init_stats(
         for guide in {0.} if col=='mean' else {r.target for r in reports.values()}: ax.axhline(guide, color='0.5', lw=1, ls='--', zorder=1)
         for k,r in reports.items(): _draw(ax, r.df, col, log and col=='std', colors[k], label=k)
         if zoom is not None: ax.set_ylim(*((-zoom, zoom) if col=='mean' else (0, 1+zoom)))
-        elif col=='mean' and log: ax.set_yscale('symlog', linthresh=1)
+        elif col=='mean' and log: ax.set_yscale('symlog', linthresh=max(1, max(abs(v) for v in ax.get_ylim())*1e-6))
         elif col=='std': ax.set_yscale('log') if log else ax.set_ylim(bottom=0)
         _ticks(ax, names)
         ax.set_ylabel(f'{col} of the output' + (' (log scale)' if ax.get_yscale()!='linear' else ''))

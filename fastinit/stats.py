@@ -128,6 +128,7 @@ class Moments:
         rest = torch.sub(o, mean, out=self.buf[:n].view(o.shape)).view(-1)
         # one dot product over 50 million values would be off by 1e-4
         sq = rest.dot(rest) if n<=2**18 else torch.stack([r.dot(r) for r in rest.split(2**18)]).sum()
+        if o.device.type=='cpu' and o.dtype!=torch.double and not 1e-30<sq<math.inf: return self(o.double()) # squares out of range; to look is free here
         return (sq/max(1, n-1)).sqrt_(),mean
 
 def near_zero(

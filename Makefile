@@ -1,0 +1,48 @@
+# Each target works alone on a fresh clone: it makes .venv and installs what it needs, once.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help demo test docs bench readme prepare clean
+
+help:  ## what there is to make
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
+
+.venv/pyvenv.cfg:
+	$(PYTHON) -m venv .venv
+
+# one stamp for each set of dependencies: base, dev, docs, bench
+.venv/base: .venv/pyvenv.cfg pyproject.toml setup.cfg
+	@echo "Installing fastinit and what it needs (a few minutes the first time) …"
+	$(PIP) -e .
+	@touch $@
+
+.venv/%: .venv/base
+	@echo "Installing the '$*' extra …"
+	$(PIP) -e '.[$*]'
+	@touch $@
+
+demo: .venv/base  ## train the article's convnet from three starts; charts in demo/
+	PYTHONWARNINGS=ignore::FutureWarning $(BIN)/fastinit-article simple --out demo
+
+# one notebook a core, one thread each
+test: .venv/dev  ## the notebooks, then the tests
+	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2
+	$(BIN)/python -m pytest
+
+docs: .venv/docs  ## the site, in _docs/
+	$(BIN)/python tools/docs.py
+
+bench: .venv/bench  ## every benchmark; figures in benchmarks/
+	for f in benchmarks/bench_*.py; do $(BIN)/python $$f || exit 1; done
+
+readme: .venv/docs  ## README.md from nbs/index.ipynb
+	$(BIN)/python tools/readme.py
+
+prepare: .venv/dev .venv/docs  ## after editing notebooks: run and save them, export, clean, README
+	PYTHONWARNINGS=ignore $(BIN)/nbdev-test --save --n-workers 1
+	$(BIN)/nbdev-export && $(BIN)/nbdev-clean
+	$(BIN)/python tools/readme.py
+
+clean:  ## remove what was built, .venv too
+	rm -rf .venv _proc _docs demo build dist *.egg-info

@@ -1,0 +1,239 @@
+"What always holds of `lsuv_`: one pass, exact, nothing else changed, all or nothing."
+import warnings
+from functools import partial
+from copy import deepcopy
+import pytest, torch, torchvision
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+from hypothesis import given, settings, strategies as st
+from fastai.vision.all import xresnet18
+from fastinit.all import *
+from conftest import Unchanged, outputs
+
+AFFINE = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
+
+def mlp(n=4, d=30, act=nn.ReLU): return nn.Sequential(*[o for _ in range(n) for o in (nn.Linear(d,d), act())], nn.Linear(d,10))
+
+def check(model, *xb, std=1., eps=1e-5, **kwargs):
+    "`lsuv_` in one call of the forward, every corrected layer at the target, nothing else changed"
+    calls = []
+    h = model.register_forward_pre_hook(lambda *_: calls.append(1))
+    may = {f'{n}.{k}' for n,m in init_layers(model).items() for k,_ in m.named_parameters()}
+    with Unchanged(model, may): report = lsuv_(model, *xb, std=std, **kwargs)
+    h.remove()
+    assert len(calls)==1
+    done = report.df[report.df.scale.notna()]
+    outs = outputs(model, AFFINE, *xb)
+    assert len(done)
+    for r in done.itertuples():
+        o,m = outs[r.layer],model.get_submodule(r.layer)
+        assert abs(o.std().item()/std-1)<=eps, (r.layer, o.std())
+        if m.bias is not None: assert abs(o.mean().item())<=1e-4*std, (r.layer, o.mean())
+        assert abs(r.std/std-1)<=max(eps,1e-5)
+    return report
+
+MODELS = dict(resnet18=torchvision.models.resnet18, densenet121=torchvision.models.densenet121, mobilenet=torchvision.models.mobilenet_v3_small,
+              squeezenet=torchvision.models.squeezenet1_1, shufflenet=torchvision.models.shufflenet_v2_x0_5, convnext=torchvision.models.convnext_tiny,
+              swin=torchvision.models.swin_t, xresnet18=partial(xresnet18, n_out=10))
+
+@pytest.mark.parametrize('name', MODELS)
+def test_real_models(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        check(MODELS[name](), torch.randn(4,3,64,64), pre=None)
+
+@pytest.mark.parametrize('pre', ['kaiming','orthogonal','xavier','default',None])
+def test_pre(pre): check(mlp(), torch.randn(64,30), pre=pre)
+
+def test_orthogonal_is_the_papers():
+    model = nn.Sequential(nn.Linear(30,30), nn.ReLU(), nn.Linear(30,10))
+    lsuv_(model, torch.randn(64,30), pre='orthogonal', center=False)
+    for m in (model[0], model[2]):
+        w = m.weight@m.weight.T
+        assert torch.allclose(w, w[0,0]*torch.eye(len(w)), atol=1e-4*w[0,0].item())
+        assert m.bias.abs().max()==0
+
+class Tangled(nn.Module):
+    "Layers that run in another order than defined, twice, not at all, in a branch, and share a weight"
+    def __init__(self):
+        super().__init__()
+        self.unused,self.last,self.twice,self.branch,self.first,self.tied = (nn.Linear(16,16) for _ in range(6))
+        self.tied.weight = self.branch.weight
+        self.act = nn.ReLU(inplace=True)
+    def forward(self, x):
+        x = self.act(self.first(x))
+        x = x + self.branch(x)
+        x = self.act(self.twice(self.act(self.twice(x))))
+        return self.last(self.act(self.tied(x)))
+
+def test_tangled():
+    model,x = Tangled(),torch.randn(64,16)
+    with pytest.warns(UserWarning, match='left alone: 1 shared .tied.; 1 not called .unused.'): report = lsuv_(model, x, pre=None)
+    assert list(report.df.layer)==['first','branch','twice','tied','last','unused']
+    outs = outputs(model, nn.Linear, x)
+    for n in ('first','branch','twice','last'): assert abs(outs[n].std()-1)<1e-5
+    assert report['tied'].status=='shared' and report['unused'].status=='not called'
+
+@pytest.mark.parametrize('layer,shape', [(nn.Conv1d(8,8,3),(4,8,20)), (nn.Conv2d(8,8,3,groups=8),(4,8,9,9)), (nn.Conv2d(8,16,3,groups=4,dilation=2,bias=False),(4,8,9,9)),
+    (nn.Conv3d(2,4,3),(2,2,5,6,7)), (nn.ConvTranspose2d(8,4,4,stride=2),(4,8,5,5)), (nn.ConvTranspose1d(8,4,3),(4,8,5)), (nn.Conv2d(3,4,3,padding_mode='reflect',padding=1),(4,3,8,8))])
+def test_layer_types(layer, shape): check(nn.Sequential(layer, nn.ReLU()), torch.randn(*shape))
+
+def test_bilinear():
+    class M(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.b = nn.Bilinear(5,6,7)
+        def forward(self, x, y): return self.b(x, y)
+    check(M(), torch.randn(32,5), torch.randn(32,6))
+
+@pytest.mark.parametrize('dtype,eps', [(torch.float64,1e-9), (torch.bfloat16,1e-2), (torch.float16,2e-3)])
+def test_dtypes(dtype, eps):
+    model,x = mlp().to(dtype),torch.randn(256,30).to(dtype)
+    lsuv_(model, x)
+    for o in outputs(model, nn.Linear, x).values(): assert abs(o.std()-1)<=eps
+    assert all(p.dtype==dtype for p in model.parameters())
+
+def test_channels_last():
+    model = nn.Sequential(nn.Conv2d(3,8,3), nn.ReLU(), nn.Conv2d(8,8,3)).to(memory_format=torch.channels_last)
+    check(model, torch.randn(4,3,16,16).to(memory_format=torch.channels_last))
+
+def test_parametrizations():
+    model,x = nn.Sequential(weight_norm(nn.Linear(30,30)), nn.ReLU(), spectral_norm(nn.Linear(30,30)), nn.Linear(30,30)),torch.randn(64,30)
+    with pytest.warns(UserWarning, match='1 unsupported parametrization .2.'): r = lsuv_(model, x)
+    for n in ('0','3'): assert abs(r[n]['std']-1)<1e-5
+    with torch.no_grad(): assert abs(model[0](x).std()-1)<1e-5
+    assert r['2'].status=='unsupported parametrization'
+
+def test_dropout_is_off_and_modes_return():
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(30,30), nn.BatchNorm1d(30), nn.ReLU(), nn.Dropout(0.5), nn.Linear(30,5)).train()
+    check(model, torch.randn(64,30))
+
+def test_transformer_fast_path():
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        r = lsuv_(model, torch.randn(8,5,16))
+    assert (r.df[r.df.type=='Linear']['std']-1).abs().max()<1e-5 and r['layers.1.linear2'].status=='ok'
+
+class Boom(Exception): pass
+
+@pytest.mark.parametrize('error', [Boom, KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize('at', range(5))
+def test_all_or_nothing(at, error):
+    "A failure at any layer, those before it corrected already, leaves everything bit-identical"
+    model,x = mlp(),torch.randn(64,30)
+    def _fail(*_): raise error('on purpose')
+    model[2*at].register_forward_hook(_fail)
+    for pre in ('kaiming', None):
+        with Unchanged(model), pytest.raises(InitError if error is RuntimeError else error): lsuv_(model, x, pre=pre)
+
+X = torch.randn(8,30)
+@pytest.mark.parametrize('bad,match', [
+    (lambda m: lsuv_(m, X*float('nan')), r'0 \(Linear\) gives values that are not finite'),
+    (lambda m: lsuv_(m, X[:,1:]), r'0 \(Linear\) failed on a batch of shape \(8, 29\)'),
+    (lambda m: lsuv_(m), 'no batch given'),
+    (lambda m: lsuv_(m, X, pre='nope'), "unknown scheme 'nope'; known: default"),
+    (lambda m: lsuv_(m, X, at='nowhere'), "must be 'layer' or 'activation'"),
+    (lambda m: lsuv_(m, X, std=0), 'must be over 0'),
+    (lambda m: lsuv_(m, X, layers='5x'), "named '5x'"),
+    (lambda m: lsuv_(m, X, layers=nn.ReLU), 'has no weight'),
+    (lambda m: kaiming_(m, 'rellu'), "unknown nonlinearity 'rellu'"),
+    (lambda m: init_(m, 'nope', X), 'unknown scheme')])
+def test_bad_input(bad, match):
+    model = mlp()
+    with Unchanged(model), pytest.raises(ValueError, match=match): bad(model)
+
+@pytest.mark.parametrize('model,match', [(nn.Sequential(nn.ReLU()), 'no layer to initialize'), (nn.Sequential(nn.LazyLinear(3)), '0.weight is not built yet'),
+                                         (nn.Linear(3,3,device='meta'), 'meta device'), (nn.Linear, 'pass a built model')])
+def test_bad_model(model, match):
+    for f in (lsuv_, init_stats) if 'no layer' not in match else (lsuv_,):
+        with pytest.raises((ValueError,TypeError), match=match): f(model, torch.randn(4,3))
+    with pytest.raises((ValueError,TypeError), match=match): kaiming_(model)
+
+def test_single_value():
+    model,x = nn.Sequential(nn.Linear(4,3), nn.Linear(3,1)),torch.randn(1,4)
+    with Unchanged(model), pytest.raises(InitError, match=r'1 \(Linear\) gives a single value'): lsuv_(model, x)
+
+def test_zero_by_design():
+    model = mlp()
+    with torch.no_grad():
+        model[4].weight.zero_(); model[4].bias.fill_(0.3)
+    r = lsuv_(model, torch.randn(64,30))
+    assert r['4'].status=='zero' and model[4].weight.abs().max()==0 and (model[4].bias==0.3).all()
+
+# Properties
+
+acts = st.sampled_from([nn.ReLU, nn.Tanh, nn.GELU, nn.Identity, partial(nn.LeakyReLU, 0.2), partial(nn.ReLU, inplace=True), nn.BatchNorm1d])
+@st.composite
+def chains(draw):
+    "A random chain of linear layers, activations and normalizations, some in a residual branch"
+    class Residual(nn.Module):
+        def __init__(self, m):
+            super().__init__()
+            self.m = m
+        def forward(self, x): return x+self.m(x)
+    d,res = draw(st.integers(8,40)),[]
+    for _ in range(draw(st.integers(1,6))):
+        l,a = nn.Linear(d, d, bias=draw(st.booleans())),draw(acts)
+        a = a(d) if a is nn.BatchNorm1d else a()
+        res += [Residual(nn.Sequential(l, a))] if draw(st.booleans()) else [l, a]
+    return nn.Sequential(*res, nn.Linear(d, 7)),d
+
+fast = settings(max_examples=25, deadline=None)
+
+@fast
+@given(chains(), st.integers(16,128), st.floats(0.1,10))
+def test_any_chain(chain, bs, std):
+    model,d = chain
+    check(model, torch.randn(bs,d), std=std, eps=2e-5)
+
+@fast
+@given(chains())
+def test_twice_equals_once(chain):
+    model,d = chain
+    x = torch.randn(64,d)
+    lsuv_(model, x)
+    once = [p.detach().clone() for p in model.parameters()]
+    lsuv_(model, x, pre=None)
+    for p,q in zip(model.parameters(), once): assert torch.allclose(p, q, rtol=1e-4, atol=1e-5)
+
+@fast
+@given(chains(), st.lists(st.integers(-6,6), min_size=12, max_size=12))
+def test_initial_scale_does_not_matter(chain, powers):
+    model,d = chain
+    x = torch.randn(64,d)
+    ls = list(init_layers(model).values())
+    for m in ls:
+        if m.bias is not None: nn.init.zeros_(m.bias)
+    other = deepcopy(model)
+    with torch.no_grad():
+        for m,k in zip(init_layers(other).values(), powers): m.weight.mul_(10.**k)
+    lsuv_(model, x, pre=None); lsuv_(other, x, pre=None)
+    for p,q in zip(model.parameters(), other.parameters()): assert torch.allclose(p, q, rtol=1e-3, atol=1e-4)
+
+@pytest.mark.parametrize('act', [nn.ReLU, partial(nn.LeakyReLU, 0.1), nn.GELU, nn.SiLU, nn.Mish, nn.Tanh])
+@pytest.mark.parametrize('inplace', [False, True])
+def test_at_activation(act, inplace):
+    a = act()
+    if inplace and not hasattr(a, 'inplace'): pytest.skip('has no in-place form')
+    model,x = mlp(act=partial(act, inplace=True) if inplace else act),torch.randn(128,30)
+    lsuv_(model, x, at='activation')
+    for o in outputs(model, type(a), x).values(): assert abs(o.std()-1)<=1e-3
+
+def test_unreachable_at_activation():
+    with pytest.warns(UserWarning, match='did not reach std 1'): r = lsuv_(mlp(act=nn.Sigmoid), torch.randn(128,30), at='activation')
+    assert abs(r['0']['std']-1)<1e-5 and not r['0'].converged
+
+def test_used_otherwise_first():
+    "An output that goes into something else before its activation keeps its own std"
+    class M(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a,self.b = nn.Linear(30,30),nn.Linear(30,5)
+        def forward(self, x):
+            x = self.a(x)
+            y = x.mean(1, keepdim=True)
+            return self.b(F.relu(x)+y)
+    r = lsuv_(M(), torch.randn(64,30), at='activation')
+    assert abs(r['a']['std']-1)<1e-5

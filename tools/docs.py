@@ -1,0 +1,57 @@
+"Build the site to _docs/ from the notebooks, without Quarto."
+import os, re, shutil, subprocess, sys
+from pathlib import Path
+import yaml
+from nbdev.config import get_config
+from nbdev.doclinks import _build_modidx
+from nbdev.quarto import refresh_quarto_yml
+from nbdev.serve import proc_nbs
+
+root = Path(__file__).resolve().parent.parent
+
+def page(name):
+    "The page that nbdev's links expect: 00_layers.ipynb → layers.ipynb"
+    return re.sub(r'^\d+[a-z]?_', '', name)
+
+def stage(cache, site):
+    "Copy the processed notebooks under their pages' names, and a configuration without Quarto's own options"
+    shutil.rmtree(site, ignore_errors=True)
+    shutil.copytree(cache, site)
+    for f in site.glob('[0-9]*_*.ipynb'): f.rename(f.with_name(page(f.name)))
+    cfg = yaml.safe_load((site/'_quarto.yml').read_text())
+    for f in cfg.pop('metadata-files', []):
+        if (path := root/'nbs'/f).exists(): merge(cfg, yaml.safe_load(path.read_text()))
+    cfg['format'] = {'html': {k:v for k,v in cfg['format']['html'].items() if k!='keep-md'}}
+    cfg.pop('format-links', None)
+    cfg['project']['output-dir'] = str(root/'_docs')
+    text = re.sub(r'\b\d+[a-z]?_(\w+\.ipynb)', r'\1', yaml.safe_dump(cfg, sort_keys=False))
+    (site/'_quarto.yml').write_text(text)
+
+def merge(a, b):
+    "Update the nested dict `a` with `b`"
+    for k,v in b.items():
+        if isinstance(v, dict) and isinstance(a.get(k), dict): merge(a[k], v)
+        else: a[k] = v
+
+def local_links(out, url):
+    "Links to our own documentation become relative, so that the site works from any place"
+    for f in out.rglob('*.html'):
+        up = '../'*(len(f.relative_to(out).parts)-1)
+        text = f.read_text()
+        new = re.sub(rf'href="{re.escape(url)}/?([\w./-]*?)(?:\.html)?(#[^"]*)?"', lambda m: f'href="{up}{m[1] or "index"}.html{m[2] or ""}"', text)
+        if new!=text: f.write_text(new)
+
+def main():
+    os.chdir(root)
+    cfg,site,out = get_config(),root/'_proc'/'site',root/'_docs'
+    refresh_quarto_yml()
+    _build_modidx()
+    cache = proc_nbs(n_workers=0, force=True)
+    stage(cache, site_ := root/'_proc_site')
+    shutil.rmtree(out, ignore_errors=True)
+    subprocess.run([sys.executable, '-m', 'smalldocs.cli', 'render', str(site_)], check=True)
+    shutil.rmtree(site_)
+    local_links(out, f'{cfg.doc_host}{cfg.doc_baseurl}')
+    print(f'the site is in {out.relative_to(root)}/: open {(out/"index.html").relative_to(root)}')
+
+if __name__=='__main__': main()

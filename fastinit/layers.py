@@ -131,12 +131,15 @@ def sample_values(
 
 # %% ../nbs/00_layers.ipynb #97d2490f
 def read_all(
-    ts, # Tensors of one shape, on any devices
+    ts, # Numbers, or tensors of one shape on any devices
 )->list: # Their values
     "Read many small tensors with one synchronisation of the device."
     ts = list(ts)
-    if len({(t.device,t.dtype) for t in ts})>1: ts = [t.to(ts[0].device, torch.double, non_blocking=True) for t in ts]
-    return torch.stack(ts).tolist() if ts else []
+    if not any(isinstance(t, Tensor) for t in ts): return ts
+    if len({(t.device,t.dtype) if isinstance(t, Tensor) else None for t in ts})>1:
+        device = next(t.device for t in ts if isinstance(t, Tensor))
+        ts = [torch.as_tensor(t, device=device, dtype=torch.double) for t in ts]
+    return torch.stack(ts).tolist()
 
 # %% ../nbs/00_layers.ipynb #568bcb13
 def is_weight_norm(m): # A layer
@@ -146,8 +149,8 @@ def is_weight_norm(m): # A layer
 def zero_layers(layers:dict): # Name → module
     "The names of those whose weight is zero throughout."
     ws = {n:m.weight.detach() for n,m in layers.items()}
-    maybe = [n for n,z in zip(ws, read_all(sample_values(w).any() for w in ws.values())) if not z]
-    return {n for n in maybe if not ws[n].any()}
+    first = read_all(w.flatten()[0] for w in ws.values()) # rarely 0 in a layer that is not
+    return {n for n,v in zip(ws, first) if v==0 and not ws[n].any()}
 
 def _reason(m, by_choice, tied):
     "Why `m` must not be changed, or None"

@@ -19,22 +19,29 @@ from .stats import *
 # %% ../nbs/03_lsuv.ipynb #b7aad5eb
 _plain_forwards = {t.forward for t in (nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)}
 
-def _change(m, scale, shift=None):
-    "weight ← weight·scale, bias ← bias·scale + shift"
-    w = m.weight
-    if 'weight' not in m._parameters: m.weight = w*scale # through its parametrization
-    elif w.dtype==scale.dtype: w.mul_(scale)
-    else: w.copy_(w*scale) # half precision: multiply in float32
-    if getattr(m, 'bias', None) is None: return
-    m.bias.copy_(m.bias*scale if shift is None else m.bias*scale+shift)
-
-def _apply(o, scale, shift=None):
+def _apply(o, scale, shift):
     "`o` ← o·scale + shift"
     o.mul_(scale)
     return o if shift is None else o.add_(shift)
 
+def _change(m, scale, shift):
+    "weight ← weight·scale, bias ← bias·scale + shift"
+    if 'weight' in m._parameters: m.weight.mul_(scale)
+    else: m.weight = m.weight*scale # through its parametrization
+    if getattr(m, 'bias', None) is not None: _apply(m.bias, scale, shift)
+
+def _scale_shift(sd, mean, std, center):
+    "What brings an output to `std` and a mean of 0; (1, 0) if it is zero or constant by design. Numbers or tensors"
+    tiny = 1e-6*abs(mean)
+    if isinstance(sd, Tensor):
+        alive = sd>tiny
+        scale = torch.where(alive, std/sd, 1.)
+        return scale,torch.where(alive, -mean*scale, 0.) if center else None
+    scale = std/sd if sd>tiny else 1.
+    return scale,(-mean*scale if sd>tiny else 0.) if center else None
+
 class Correction:
-    "A context in which each of `layers` is brought to `std`, and to a mean of 0, when its output first appears."
+    "A context in which the output of each of `layers` is brought to `std`, and to a mean of 0, when it first appears; `commit` then changes the weights."
     def __init__(self,
         layers:dict, # Dotted name → module
         stats:LayerStats, # Records the corrected outputs
@@ -43,7 +50,7 @@ class Correction:
     ):
         store_attr()
         self.names = {m:n for n,m in layers.items()}
-        self.rows,self.left,self.owned = {},{},set()
+        self.rows,self.left,self.owner = {},{},{}
 
     def __enter__(self):
         self.hooks = [m.register_forward_hook(self.hook) for m in self.names]
@@ -52,41 +59,56 @@ class Correction:
         for h in self.hooks: h.remove()
 
     def hook(self, m, inp, out):
-        "Correct `m` at its first call and return the corrected output"
-        n,w = self.names[m],m._parameters.get('weight', m)
-        if n in self.rows or n in self.left: return # called again: its weights are corrected already
-        if id(w) in self.owned: self.left[n] = 'shared'
-        elif not (isinstance(out, Tensor) and out.is_floating_point()): self.left[n] = 'unsupported output'
-        else:
-            if out.numel()<2: raise InitError(f'{n} ({type(m).__name__}) gives a single value on this batch, which has no std: use a larger batch')
-            self.owned.add(id(w))
-            with torch._C.DisableTorchFunction(): return self.correct(n, m, inp, out)
+        "What `m` will give once its weights are changed"
+        n = self.names[m]
+        with torch._C.DisableTorchFunction():
+            if n in self.rows: return _apply(out, self.rows[n]['scale'], self.rows[n]['shift']) # called again
+            if self.left.get(n, 'shared')!='shared': return
+            owner = self.owner.setdefault(id(m._parameters.get('weight', m)), n)
+            if owner!=n: return self.follow(n, m, out, owner)
+            if not (isinstance(out, Tensor) and out.is_floating_point()): self.left[n] = 'unsupported output'
+            elif out.numel()<2: raise InitError(f'{n} ({type(m).__name__}) gives a single value on this batch, which has no std: use a larger batch')
+            else: return self.correct(n, m, inp, out)
 
     def correct(self, n, m, inp, out):
-        "Change the weights of `m` and its output alike"
+        "Correct `out`, and remember how"
         sd,mean = self.stats.moments(out)
-        alive = sd > 1e-6*mean.abs() # else zero or constant by design: leave it
-        scale = torch.where(alive, self.std/sd, 1.)
-        shift = torch.where(alive, -mean*scale, 0.) if self.center and getattr(m, 'bias', None) is not None else None
-        if not self.change(m, scale, shift, inp, out):
+        scale,shift = _scale_shift(sd, mean, self.std, self.center and getattr(m, 'bias', None) is not None)
+        if type(m).forward not in _plain_forwards and not self.is_affine(m, inp, out, scale, shift):
             self.left[n] = 'not affine'
             return
-        mean_after = mean*scale if shift is None else mean*scale+shift
-        self.rows[n] = dict(mean_before=mean, std_before=sd, scale=scale, shift=torch.zeros_like(scale) if shift is None else shift)
-        self.stats.record(m, out, sd*scale, mean_after)
+        self.rows[n] = dict(mean_before=mean, std_before=sd, scale=scale, shift=shift)
+        _apply(out, scale, shift)
+        self.stats.record(m, out, sd*scale, mean*scale + (0. if shift is None else shift))
         return out
 
-    def change(self, m, scale, shift, inp, out):
-        "Scale and shift the layer and `out`; False, and all as before, if the layer then gives something else"
-        if type(m).forward in _plain_forwards:
+    def is_affine(self, m, inp, out, scale, shift):
+        "Does `m` give the corrected output once its weights are changed?"
+        with all_or_nothing(m.parameters(), keep=False):
             _change(m, scale, shift)
-            _apply(out, scale, shift)
-            return True
-        was,new = [p.clone() for p in m.parameters()],_apply(out.clone(), scale, shift)
-        _change(m, scale, shift)
-        if torch.allclose(m.forward(*inp), new, rtol=1e-2, atol=1e-2*self.std): return out.copy_(new) is out
-        for p,v in zip(m.parameters(), was): p.copy_(v)
-        return False
+            return torch.allclose(m.forward(*inp), _apply(out.clone(), scale, shift), rtol=1e-2, atol=1e-2*self.std)
+
+    def follow(self, n, m, out, owner):
+        "Output of a layer that has its weight from `owner`, and a bias of its own or none"
+        self.left[n],row,b = 'shared',self.rows.get(owner),m.bias
+        if row is None: return
+        if b is self.layers[owner].bias: return _apply(out, row['scale'], row['shift'])
+        if b is None: return out.mul_(row['scale'])
+        b = b.view(-1, *[1]*(m.weight.ndim-2))
+        return out.sub_(b).mul_(row['scale']).add_(b)
+
+    @torch.no_grad()
+    def commit(self):
+        "Change the weights, which nothing did before; in one call that no interrupt can divide, after the small things"
+        ms = [(self.layers[n], r['scale'], r['shift']) for n,r in self.rows.items()]
+        plain = [(m.weight, s) for m,s,_ in ms if 'weight' in m._parameters]
+        with all_or_nothing([p for m,*_ in ms for k,p in m.named_parameters() if k!='weight']):
+            for m,scale,shift in ms:
+                if 'weight' not in m._parameters: _change(m, scale, shift)
+                elif getattr(m, 'bias', None) is not None: _apply(m.bias, scale, shift)
+            ws,scales = zip(*plain) if plain else ((),())
+            if any(isinstance(s, Tensor) for s in scales): scales = [torch.as_tensor(s, device=w.device) for w,s in plain]
+            if ws: torch._foreach_mul_(ws, scales)
 
 # %% ../nbs/03_lsuv.ipynb #adef9467
 def _is_odd(act, z):
@@ -172,16 +194,14 @@ class ActivationCorrection(Correction):
     def fit(self, act):
         "Scale the pending layer so that `act` gives the target"
         n,m,o,_ = self.pending
-        self.pending = None
-        row,has_bias = self.rows[n],getattr(m, 'bias', None) is not None
+        self.pending,row = None,self.rows[n]
         if isinstance(act, GeneralReLU): center = 'sub' if self.center and act not in self.moved else None
-        else: center = 'bias' if self.center and has_bias and _is_odd(act, o) else None
+        else: center = 'bias' if row['shift'] is not None and _is_odd(act, o) else None
         if center=='sub': self.moved.add(act)
-        s,t,row['converged'] = solve_scale(act, o.to(row['scale'].dtype), self.std, center, self.tol, self.max_iter)
-        scale,shift = row['scale'].new_tensor(s),row['scale'].new_tensor(s*t)
-        _change(m, scale, shift)
-        _apply(o, scale, shift)
-        row.update(scale=row['scale']*scale, shift=row['shift']*scale+shift)
+        z = o.float() if o.dtype in (torch.half, torch.bfloat16) else o
+        s,t,row['converged'] = solve_scale(act, z, self.std, center, self.tol, self.max_iter)
+        _apply(o, s, s*t)
+        row.update(scale=row['scale']*s, shift=None if row['shift'] is None else row['shift']*s + s*t)
         self.stats.record(m, o, *self.stats.moments(o))
 
 # %% ../nbs/03_lsuv.ipynb #6f6580ea
@@ -192,14 +212,11 @@ def _first_not_finite(df):
 
 def _add_corrections(report, corr, tol):
     "The columns that LSUV adds to a report"
-    rows,cols = corr.rows,['mean_before','std_before','scale','shift']
-    vals = read_all(r[k] for r in rows.values() for k in cols)
-    cols = pd.DataFrame(np.array(vals).reshape(-1,4), index=list(rows), columns=cols)
-    df = report.df.set_index('layer').join(cols).reset_index(names='layer')
-    ok = {n: r.get('converged') for n,r in rows.items()}
-    df['converged'] = [pd.NA if n not in ok else abs(sd/corr.std-1)<=tol if ok[n] is None else ok[n] for n,sd in zip(df.layer, df['std'])]
-    df['converged'] = df.converged.astype('boolean')
-    report.df = df
+    rows,cols,df = corr.rows,['mean_before','std_before','scale','shift'],report.df
+    vals = dict(zip(rows, np.array(read_all(0. if r[k] is None else r[k] for r in rows.values() for k in cols)).reshape(-1,4)))
+    df[cols] = [vals.get(n, [math.nan]*4) for n in df.layer]
+    ok = {n: abs(sd/corr.std-1)<=tol if rows[n].get('converged') is None else rows[n]['converged'] for n,sd in zip(df.layer, df['std']) if n in rows}
+    df['converged'] = pd.array([ok.get(n) for n in df.layer], dtype='boolean')
 
 def _warn_left(left, stacklevel=3):
     "One warning for what was left alone against the user's likely wish"
@@ -226,7 +243,8 @@ def lsuv_(
     if not std>0: raise ValueError(f'std={std}: must be over 0')
     todo,left = split_layers(model, layers, skip)
     acts = [m for m in model.modules() if is_activation(m)] if at=='activation' else []
-    params = [p for m in todo.values() for p in m.parameters()] + [m.sub for m in acts if isinstance(m, GeneralReLU)]
+    # until `commit` only `pre` changes weights, and a GeneralReLU its constant
+    params = [p for m in todo.values() if pre is not None for p in m.parameters()] + [m.sub for m in acts if isinstance(m, GeneralReLU)]
     stats = LayerStats(model, include_paramless or at=='activation', todo.values())
     corr = Correction(todo, stats, std, center) if at=='layer' else ActivationCorrection(todo, stats, std, center, acts, tol, max_iter)
     with all_or_nothing(params):
@@ -235,12 +253,13 @@ def lsuv_(
             with corr, stats: forward(model, *xb)
         report = report_of(stats, 'lsuv', std, notes)
         _first_not_finite(report.df)
-    left = {**left, **corr.left, **{n:'not called' for n in todo if n not in corr.rows and n not in corr.left}}
-    _add_corrections(report, corr, tol)
-    report.mark(left)
-    _warn_left(left)
-    slow = report.df[report.df.converged.eq(False).fillna(False)]
-    if len(slow): warnings.warn(f"{len(slow)} layers did not reach std {std:g} within {tol:g} (first: {slow.layer.iloc[0]}, at {slow['std'].iloc[0]:.3g})", stacklevel=2)
+        _add_corrections(report, corr, tol)
+        left = {**left, **corr.left, **{n:'not called' for n in todo if n not in corr.rows and n not in corr.left}}
+        report.mark(left)
+        _warn_left(left)
+        slow = report.df[report.df.converged.eq(False).fillna(False)]
+        if len(slow): warnings.warn(f"{len(slow)} layers did not reach std {std:g} within {tol:g} (first: {slow.layer.iloc[0]}, at {slow['std'].iloc[0]:.3g})", stacklevel=2)
+        corr.commit()
     return report
 
 schemes['lsuv'] = lsuv_

@@ -41,9 +41,8 @@ def _modes(model, notes):
         per_channel = x[0,0].numel() if isinstance(m, _InstanceNorm) else x.numel()//x.shape[1]
         if m.training and per_channel<2:
             m.training = False
-            notes.append(f'{names[m]} used its running statistics: the batch gives it one value a channel')
-    names,was = layer_names(model),{m:m.training for m in model.modules()}
-    hooks = []
+            notes.append(f'{layer_names(model)[m]} used its running statistics: the batch gives it one value a channel')
+    was,hooks = {m:m.training for m in model.modules()},[]
     for m in was:
         m.training = isinstance(m, _NormBase)
         if m.training: hooks.append(m.register_forward_pre_hook(_too_small))
@@ -114,30 +113,46 @@ def forward(
                         'The model is as it was; pass a batch that fits it') from e
 
 # %% ../nbs/02_stats.ipynb #7ac43d1e
+def _sum_sq(v): # One dot product of 50 million values in float32 would be off by 1e-4
+    return v.dot(v) if len(v)<=2**20 else sum(r.dot(r).double() for r in v.split(2**20))
+
 class Moments:
     "Standard deviation and mean of tensors, with one scratch buffer for all of them."
-    def __init__(self): self.buf = torch.empty(0)
+    def __init__(self,
+        lazy:bool=None, # Leave the results on the device, as tensors? By default if that is not the CPU
+    ):
+        self.lazy,self.buf = lazy,torch.empty(0)
+
+    def centered(self, o, mean):
+        "`o` − `mean` as a vector, in the scratch buffer"
+        n = o.numel()
+        if self.buf.numel()<n or self.buf.dtype!=o.dtype or self.buf.device!=o.device: self.buf = o.new_empty(n)
+        return torch.sub(o, mean, out=self.buf[:n].view(o.shape)).view(-1)
 
     def __call__(self,
         o:Tensor, # Floating point values of any shape
-    )->tuple: # (std, mean), 0-dimensional, in float32 at least, left on the device of `o`; the std with n−1, as torch's
-        "(std, mean) of all of `o`"
+    )->tuple: # (std, mean) in float32 at least, of all of `o`; the std with n−1, as torch's
+        "(std, mean) of `o`: numbers, or tensors if lazy"
         if o.dtype in (torch.half, torch.bfloat16): o = o.float()
         n,mean = o.numel(),o.mean()
-        if self.buf.numel()<n or self.buf.dtype!=o.dtype or self.buf.device!=o.device: self.buf = o.new_empty(n)
-        rest = torch.sub(o, mean, out=self.buf[:n].view(o.shape)).view(-1)
-        # one dot product over 50 million values would be off by 1e-4
-        sq = rest.dot(rest) if n<=2**18 else torch.stack([r.dot(r) for r in rest.split(2**18)]).sum()
-        if o.device.type=='cpu' and o.dtype!=torch.double and not 1e-30<sq<math.inf: return self(o.double()) # squares out of range; to look is free here
-        return (sq/max(1, n-1)).sqrt_(),mean
+        if ifnone(self.lazy, o.device.type!='cpu'): return (_sum_sq(self.centered(o, mean))/max(1, n-1)).sqrt(),mean
+        mean,sq = mean.item(),0.
+        if o.is_contiguous(): sq = _sum_sq(o.view(-1)).item() - n*mean**2
+        if mean==sq==0 and not o.any(): return 0.,0. # zero by design, and not for being tiny
+        if not max(1e-30, n*mean**2/9) < sq < math.inf: sq = _sum_sq(self.centered(o, mean)).item()
+        if not 1e-30 < sq < math.inf and o.dtype!=torch.double: return self(o.double()) # squares out of range
+        return math.sqrt(sq/max(1, n-1)),mean
 
 def near_zero(
     o:Tensor, # Any shape
-    n:int=2**12, # Count in no more than about this many values
-)->Tensor: # Share of values up to 0.05, as fastai counts it, 0-dimensional
+    n:int=2**11, # Count in no more than about this many values
+): # Share of values up to 0.05, as fastai counts it: a number, or a tensor that is not on the CPU
     "The share of `o` that is near zero or below, counted in evenly spread values if there are many."
-    k = o.numel()//n
-    if k>1 and o.is_contiguous(): o = o.view(-1)[::k|1] # an odd step does not stay in one column
+    if o.device.type=='cpu': # NumPy has less overhead for a few values
+        v = (o.float() if o.dtype==torch.bfloat16 else o).numpy().ravel(order='K')
+        v = v[::max(1, len(v)//n)|1] # an odd step does not stay in one column
+        return np.count_nonzero(v<=0.05)/len(v)
+    if o.numel()>2*n and o.is_contiguous(): o = o.view(-1)[::o.numel()//n|1]
     return torch.count_nonzero(o<=0.05)/o.numel()
 
 # %% ../nbs/02_stats.ipynb #7b396074
@@ -222,9 +237,10 @@ class InitReport:
 
     def mark(self, why:dict): # Dotted name → reason
         "Say of layers why they were left alone; adds a row for one that was not called"
-        df = self.df.set_index('layer')
-        for n,r in why.items(): df.loc[n,'status'] = r
-        self.df = df.reset_index()
+        if why:
+            df = self.df.set_index('layer')
+            for n,r in why.items(): df.loc[n,'status'] = r
+            self.df = df.reset_index()
         return self
 
     @property
@@ -239,9 +255,10 @@ class InitReport:
     def __repr__(self): return '\n'.join([(f'{self.scheme}: ' if self.scheme else '') + self.summary, *self.notes])
 
 # %% ../nbs/02_stats.ipynb #76739479
-def _zero_weights(rows):
-    "The names in `rows` whose module has a weight that is zero throughout"
-    return zero_layers({n:r['module'] for n,r in rows.items() if isinstance(getattr(r['module'],'weight',None), Tensor)})
+def _zero_weights(df, rows):
+    "The names in `df` with an output of 0 from a weight that is zero throughout"
+    silent = {n:rows[n]['module'] for n in df.layer[df['mean'].eq(0) & df['std'].eq(0)]}
+    return zero_layers({n:m for n,m in silent.items() if isinstance(getattr(m,'weight',None), Tensor)})
 
 def report_of(
     stats:LayerStats, # After a forward pass
@@ -251,7 +268,7 @@ def report_of(
 )->InitReport:
     "The `InitReport` of recorded statistics."
     df = stats.df()
-    df['status'] = _statuses(df, _zero_weights(stats.rows), target)
+    df['status'] = _statuses(df, _zero_weights(df, stats.rows), target)
     return InitReport(df, scheme, target, notes)
 
 def init_stats(

@@ -73,6 +73,7 @@ def test_tangled():
     assert list(report.df.layer)==['first','branch','twice','tied','last','unused']
     outs = outputs(model, nn.Linear, x)
     for n in ('first','branch','twice','last'): assert abs(outs[n].std()-1)<1e-5
+    assert abs(outs['tied'].std()-report['tied']['std'])<1e-5 # left alone, but seen as it will be
     assert report['tied'].status=='shared' and report['unused'].status=='not called'
 
 @pytest.mark.parametrize('layer,shape', [(nn.Conv1d(8,8,3),(4,8,20)), (nn.Conv2d(8,8,3,groups=8),(4,8,9,9)), (nn.Conv2d(8,16,3,groups=4,dilation=2,bias=False),(4,8,9,9)),
@@ -104,6 +105,25 @@ def test_parametrizations():
     for n in ('0','3'): assert abs(r[n]['std']-1)<1e-5
     with torch.no_grad(): assert abs(model[0](x).std()-1)<1e-5
     assert r['2'].status=='unsupported parametrization'
+
+def test_lazy_equals_numbers(monkeypatch):
+    "What other devices than the CPU do, tensors that nobody waits for, gives the same"
+    a,x = mlp(),torch.randn(64,30)
+    nn.init.zeros_(a[2].weight)
+    b = deepcopy(a)
+    ra = lsuv_(a, x)
+    monkeypatch.setattr('fastinit.stats.Moments.__init__', lambda self, lazy=True: vars(self).update(lazy=True, buf=torch.empty(0)))
+    rb = lsuv_(b, x)
+    assert all(torch.allclose(p, q, atol=1e-6) for p,q in zip(a.parameters(), b.parameters()))
+    assert (ra.df.status==rb.df.status).all() and (ra.df['std']-rb.df['std']).abs().max()<1e-5
+
+def test_nothing_changes_before_the_pass_is_over():
+    "With pre=None no weight is touched until every layer was seen"
+    model,x,seen = mlp(),torch.randn(64,30),[]
+    before = [p.clone() for p in model.parameters()]
+    model[-1].register_forward_hook(lambda *_: seen.append(all(torch.equal(p, q) for p,q in zip(before, model.parameters()))))
+    lsuv_(model, x, pre=None)
+    assert seen==[True] and not torch.equal(before[0], model[0].weight)
 
 def test_dropout_is_off_and_modes_return():
     model = nn.Sequential(nn.Dropout(0.5), nn.Linear(30,30), nn.BatchNorm1d(30), nn.ReLU(), nn.Dropout(0.5), nn.Linear(30,5)).train()

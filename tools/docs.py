@@ -17,7 +17,9 @@ def stage(cache, site):
     "Copy the processed notebooks under their pages' names, and a configuration without Quarto's own options"
     shutil.rmtree(site, ignore_errors=True)
     shutil.copytree(cache, site)
-    for f in site.glob('[0-9]*_*.ipynb'): f.rename(f.with_name(page(f.name)))
+    for f in site.glob('*.ipynb'):
+        f.write_text(re.sub(r'"output-file: [^"]*",?\s*', '', f.read_text())) # Quarto's own
+        f.rename(f.with_name(page(f.name)))
     cfg = yaml.safe_load((site/'_quarto.yml').read_text())
     for f in cfg.pop('metadata-files', []):
         if (path := root/'nbs'/f).exists(): merge(cfg, yaml.safe_load(path.read_text()))
@@ -43,15 +45,14 @@ def local_links(out, url):
 
 def main():
     os.chdir(root)
-    cfg,site,out = get_config(),root/'_proc'/'site',root/'_docs'
+    cfg,site,out = get_config(),root/'_proc_site',root/'_docs'
     refresh_quarto_yml()
     _build_modidx()
-    cache = proc_nbs(n_workers=0, force=True)
-    stage(cache, site_ := root/'_proc_site')
+    stage(proc_nbs(n_workers=0, force=True), site)
     shutil.rmtree(out, ignore_errors=True)
-    subprocess.run([sys.executable, '-m', 'smalldocs.cli', 'render', str(site_)], check=True)
-    shutil.rmtree(site_)
+    subprocess.run([sys.executable, '-m', 'smalldocs.cli', 'render', '--quiet', str(site)], check=True)
+    shutil.rmtree(site)
     local_links(out, f'{cfg.doc_host}{cfg.doc_baseurl}')
-    print(f'the site is in {out.relative_to(root)}/: open {(out/"index.html").relative_to(root)}')
+    print(f'the site is in {out.name}/: open {out.name}/index.html')
 
 if __name__=='__main__': main()

@@ -130,7 +130,7 @@ class KaimingCallback(InitCallback):
 class LSUVCallback(InitCallback):
     "LSUV (Mishkin & Matas 2015) in one forward pass before the first fit; after a `KaimingCallback`, on its weights."
     order = InitCallback.order+1 # the article's conclusion: Kaiming, then LSUV
-    @delegates(lsuv_)
+    @delegates(lsuv_, but='skip')
     def __init__(self,
         force:bool=False, # Initialize all layers, frozen, loaded and pretrained ones too
         **kwargs

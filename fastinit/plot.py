@@ -110,9 +110,6 @@ def _repr_html_(self:InitReport):
     notes = ''.join(f'<br/>{o}' for o in self.notes)
     return f'<p>{f"<b>{self.scheme}</b>: " if self.scheme else ""}{self.summary}{notes}</p>{img}{self.df.to_html(index=False, float_format="{:.3g}".format, max_rows=30)}'
 
-@patch
-def __getstate__(self:InitReport): return {k:v for k,v in self.__dict__.items() if k!='fig'}
-
 # %% ../nbs/04_plot.ipynb #56adae17
 def plot_depth(
     reports, # An `InitReport`, or {name: report}, of plain deep networks

@@ -231,6 +231,7 @@ class InitReport:
         self.notes = list(notes)
 
     def __len__(self): return len(self.df)
+    def __getstate__(self): return {k:v for k,v in self.__dict__.items() if k!='fig'} # the open chart
     def __getitem__(self, layer): # Dotted name
         "The row of one layer"
         return self.df.set_index('layer').loc[layer]

@@ -157,7 +157,12 @@ def _reason(m, by_choice, tied):
     w = m._parameters.get('weight')
     if w is None and not is_weight_norm(m): return 'unsupported parametrization'
     if not (by_choice or all(p.requires_grad for p in m.parameters())): return 'frozen'
-    if id(w) in tied: return 'shared'
+    if any(id(p) in tied for p in m._parameters.values()): return 'shared'
+
+def _shared_biases(mods):
+    "Biases that layers with different weights have in common: neither layer can have its own way"
+    ws = groupby([(id(m.bias), id(m._parameters.get('weight'))) for m in mods if isinstance(getattr(m,'bias',None), Tensor) and 'bias' in m._parameters], 0, 1)
+    return {b for b,w in ws.items() if len(set(w))>1}
 
 def split_layers(
     model:nn.Module, # Looked through, never called
@@ -167,7 +172,7 @@ def split_layers(
     "The layers that an initialization of `model` changes; and those it must not: 'frozen', 'zero', 'shared' or 'unsupported parametrization'."
     ls = chosen_layers(model, layers)
     mods = set(ls.values())
-    tied = {id(p) for m in model.modules() if m not in mods for p in m._parameters.values() if p is not None}
+    tied = {id(p) for m in model.modules() if m not in mods for p in m._parameters.values() if p is not None} | _shared_biases(mods)
     skip = skip or {}
     left = {n:r for n,m in ls.items() if (r := skip.get(n) or _reason(m, layers is not None, tied))}
     left.update(dict.fromkeys(zero_layers({n:m for n,m in ls.items() if n not in left}), 'zero'))

@@ -90,9 +90,9 @@ class Correction:
 
     def follow(self, n, m, out, owner):
         "Output of a layer that has its weight from `owner`, and a bias of its own or none"
-        self.left[n],row,b = 'shared',self.rows.get(owner),m.bias
+        self.left[n],row,b = 'shared',self.rows.get(owner),getattr(m, 'bias', None)
         if row is None: return
-        if b is self.layers[owner].bias: return _apply(out, row['scale'], row['shift'])
+        if b is getattr(self.layers[owner], 'bias', None): return _apply(out, row['scale'], row['shift'])
         if b is None: return out.mul_(row['scale'])
         b = b.view(-1, *[1]*(m.weight.ndim-2))
         return out.sub_(b).mul_(row['scale']).add_(b)
@@ -126,19 +126,21 @@ def solve_scale(
     max_iter:int=10, # Steps of Newton
 )->tuple: # (scale, shift, converged): act(scale·(z+shift)) has the target std
     "Find the scale that gives `act`'s output a std of `std`; (1, 0, False) where there is none, as for a sigmoid."
-    s,t,h = 1.,0.,0.05
+    s,t,h,sub = 1.,0.,0.05,act.sub.clone() if center=='sub' else None
+    f = act.forward if isinstance(act, nn.Module) else act # so that no hook takes a trial for the real thing
     for _ in range(max_iter+1):
-        sd,mean = _measure(act, z, s, t)
+        sd,mean = _measure(f, z, s, t)
         if not (math.isfinite(sd) and sd>0): break
         if center=='sub': act.sub += mean
         if abs(sd-std)<=tol/2 and (center!='sub' or abs(mean)<=tol/2): return s,t,True
-        slope = math.log(_measure(act, z, s*(1+h), t)[0]/sd)/math.log(1+h)
+        slope = math.log(_measure(f, z, s*(1+h), t)[0]/sd)/math.log(1+h)
         step = math.log(std/sd)/slope if slope>1e-4 else math.inf
         if not abs(step)<20: break # saturated: no scale gets there
         if center=='bias':
-            grad = (_measure(act, z, s, t+h)[1]-mean)/h
+            grad = (_measure(f, z, s, t+h)[1]-mean)/h
             t -= max(-0.5, min(0.5, mean/grad)) if grad>0 else 0.
         s *= math.exp(max(-3., min(3., step)))
+    if center=='sub': act.sub.copy_(sub)
     return 1.,0.,False
 
 # %% ../nbs/03_lsuv.ipynb #dd2ef2e7
@@ -196,7 +198,7 @@ class ActivationCorrection(Correction):
         n,m,o,_ = self.pending
         self.pending,row = None,self.rows[n]
         if isinstance(act, GeneralReLU): center = 'sub' if self.center and act not in self.moved else None
-        else: center = 'bias' if row['shift'] is not None and _is_odd(act, o) else None
+        else: center = 'bias' if row['shift'] is not None and _is_odd(getattr(act, 'forward', act), o) else None
         if center=='sub': self.moved.add(act)
         z = o.float() if o.dtype in (torch.half, torch.bfloat16) else o
         s,t,row['converged'] = solve_scale(act, z, self.std, center, self.tol, self.max_iter)

@@ -63,12 +63,16 @@ class Correction:
         n = self.names[m]
         with torch._C.DisableTorchFunction():
             if n in self.rows: return _apply(out, self.rows[n]['scale'], self.rows[n]['shift']) # called again
-            if self.left.get(n, 'shared')!='shared': return
-            owner = self.owner.setdefault(id(m._parameters.get('weight', m)), n)
-            if owner!=n: return self.follow(n, m, out, owner)
-            if not (isinstance(out, Tensor) and out.is_floating_point()): self.left[n] = 'unsupported output'
-            elif out.numel()<2: raise InitError(f'{n} ({type(m).__name__}) gives a single value on this batch, which has no std: use a larger batch')
-            else: return self.correct(n, m, inp, out)
+            if self.left.get(n, 'shared')=='shared': self.first_call(n, m, inp, out)
+            if n not in self.rows: self.stats.hook(m, inp, out)
+
+    def first_call(self, n, m, inp, out):
+        "Correct `out`, or say why not"
+        owner = self.owner.setdefault(id(m._parameters.get('weight', m)), n)
+        if owner!=n: self.follow(n, m, out, owner)
+        elif not (isinstance(out, Tensor) and out.is_floating_point()): self.left[n] = 'unsupported output'
+        elif out.numel()<2: raise InitError(f'{n} ({type(m).__name__}) gives a single value on this batch, which has no std: use a larger batch')
+        else: self.correct(n, m, inp, out)
 
     def correct(self, n, m, inp, out):
         "Correct `out`, and remember how"
@@ -80,7 +84,6 @@ class Correction:
         self.rows[n] = dict(mean_before=mean, std_before=sd, scale=scale, shift=shift)
         _apply(out, scale, shift)
         self.stats.record(m, out, sd*scale, mean*scale + (0. if shift is None else shift))
-        return out
 
     def is_affine(self, m, inp, out, scale, shift):
         "Does `m` give the corrected output once its weights are changed?"
@@ -179,9 +182,8 @@ class ActivationCorrection(Correction):
         super().__exit__(*args)
 
     def correct(self, n, m, inp, out):
-        out = super().correct(n, m, inp, out)
-        self.pending = None if out is None else (n, m, out, out._version)
-        return out
+        super().correct(n, m, inp, out)
+        self.pending = (n, m, out, out._version) if n in self.rows else None
 
     def awaits(self, x):
         "Is `x` the latest corrected output, still as it was?"
@@ -207,18 +209,29 @@ class ActivationCorrection(Correction):
         self.stats.record(m, o, *self.stats.moments(o))
 
 # %% ../nbs/03_lsuv.ipynb #6f6580ea
-def _first_not_finite(df):
-    bad = df[~(np.isfinite(df['mean']) & np.isfinite(df['std']))]
-    if len(bad): raise InitError(f"{bad.layer.iloc[0]} ({bad.type.iloc[0]}) gives values that are not finite: look for NaN or inf in the batch "
+def _first_not_finite(rows):
+    r = next((r for r in rows if not (math.isfinite(r['mean']) and math.isfinite(r['std']))), None)
+    if r: raise InitError(f"{r['layer']} ({r['type']}) gives values that are not finite: look for NaN or inf in the batch "
                                  f"and in the weights, or for values too large for the dtype. The model is as it was")
 
-def _add_corrections(report, corr, tol):
+_lsuv_cols = 'mean_before std_before scale shift'.split()
+
+def _add_corrections(rows, corr, tol):
     "The columns that LSUV adds to a report"
-    rows,cols,df = corr.rows,['mean_before','std_before','scale','shift'],report.df
-    vals = dict(zip(rows, np.array(read_all(0. if r[k] is None else r[k] for r in rows.values() for k in cols)).reshape(-1,4)))
-    df[cols] = [vals.get(n, [math.nan]*4) for n in df.layer]
-    ok = {n: abs(sd/corr.std-1)<=tol if rows[n].get('converged') is None else rows[n]['converged'] for n,sd in zip(df.layer, df['std']) if n in rows}
-    df['converged'] = pd.array([ok.get(n) for n in df.layer], dtype='boolean')
+    vals = read_all(0. if r[k] is None else r[k] for r in corr.rows.values() for k in _lsuv_cols)
+    by_name = {n:dict(zip(_lsuv_cols, vals[4*i:])) for i,n in enumerate(corr.rows)}
+    for r in rows:
+        if r['layer'] not in by_name: continue
+        ok = corr.rows[r['layer']].get('converged')
+        r.update(by_name[r['layer']], converged=abs(r['std']/corr.std-1)<=tol if ok is None else ok)
+
+def _lsuv_frame(rows):
+    return frame(rows, *_lsuv_cols).assign(converged=pd.array([r.get('converged') for r in rows], dtype='boolean'))
+
+def _warn_slow(rows, std, tol, stacklevel=3):
+    "One warning for layers that did not get to the target"
+    slow = [r for r in rows if r.get('converged')==False]
+    if slow: warnings.warn(f"{len(slow)} layers did not reach std {std:g} within {tol:g} (first: {slow[0]['layer']}, at {slow[0]['std']:.3g})", stacklevel=stacklevel)
 
 def _warn_left(left, stacklevel=3):
     "One warning for what was left alone against the user's likely wish"
@@ -247,20 +260,19 @@ def lsuv_(
     acts = [m for m in model.modules() if is_activation(m)] if at=='activation' else []
     # until `commit` only `pre` changes weights, and a GeneralReLU its constant
     params = [p for m in todo.values() if pre is not None for p in m.parameters()] + [m.sub for m in acts if isinstance(m, GeneralReLU)]
-    stats = LayerStats(model, include_paramless or at=='activation', todo.values())
+    stats = LayerStats(model, include_paramless or at=='activation', but=todo.values())
     corr = Correction(todo, stats, std, center) if at=='layer' else ActivationCorrection(todo, stats, std, center, acts, tol, max_iter)
     with all_or_nothing(params):
-        with probing(model) as notes:
+        with probing(model, *xb) as notes:
             if pre is not None and todo: get_scheme(pre)(model, layers=list(todo.values()))
             with corr, stats: forward(model, *xb)
-        report = report_of(stats, 'lsuv', std, notes)
-        _first_not_finite(report.df)
-        _add_corrections(report, corr, tol)
+        rows = judged(stats, std)
+        _first_not_finite(rows)
+        _add_corrections(rows, corr, tol)
         left = {**left, **corr.left, **{n:'not called' for n in todo if n not in corr.rows and n not in corr.left}}
-        report.mark(left)
+        report = InitReport(partial(_lsuv_frame, rows), 'lsuv', std, notes).mark(left) # the table is made when it is looked at
         _warn_left(left)
-        slow = report.df[report.df.converged.eq(False).fillna(False)]
-        if len(slow): warnings.warn(f"{len(slow)} layers did not reach std {std:g} within {tol:g} (first: {slow.layer.iloc[0]}, at {slow['std'].iloc[0]:.3g})", stacklevel=2)
+        _warn_slow(rows, std, tol)
         corr.commit()
     return report
 

@@ -32,7 +32,7 @@ def init_(
     **kwargs # Passed to the scheme
 )->InitReport: # One row a layer, in order of execution
     "Initialize `model` with any scheme and report what its layers then give; the random state stays as it was."
-    f = get_scheme(scheme)
+    f,model = get_scheme(scheme),unwrap(model)
     name = scheme if isinstance(scheme, str) else getattr(f, '__name__', type(f).__name__).rstrip('_')
     if f is lsuv_: return f(model, *xb, layers=layers, skip=skip, include_paramless=include_paramless, **kwargs)
     todo,left = split_layers(model, layers, skip)

@@ -17,7 +17,12 @@ from .schemes import *
 from .stats import *
 
 # %% ../nbs/03_lsuv.ipynb #b7aad5eb
-_plain_forwards = {t.forward for t in (nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)}
+_plain = (nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_plain_forwards = {f for t in _plain for f in (t.forward, getattr(t, '_conv_forward', None))}
+
+def _is_plain(m):
+    "Does `m` run torch's own code, affine in its weight?"
+    return 'forward' not in vars(m) and type(m).forward in _plain_forwards and getattr(type(m), '_conv_forward', None) in _plain_forwards
 
 def _apply(o, scale, shift):
     "`o` ← o·scale + shift"
@@ -26,8 +31,7 @@ def _apply(o, scale, shift):
 
 def _change(m, scale, shift):
     "weight ← weight·scale, bias ← bias·scale + shift"
-    if 'weight' in m._parameters: m.weight.mul_(scale)
-    else: m.weight = m.weight*scale # through its parametrization
+    scaled_param(m).mul_(scale)
     if getattr(m, 'bias', None) is not None: _apply(m.bias, scale, shift)
 
 def _scale_shift(sd, mean, std, center):
@@ -53,8 +57,13 @@ class Correction:
         self.rows,self.left,self.owner = {},{},{}
 
     def __enter__(self):
-        self.hooks = [m.register_forward_hook(self.hook) for m in self.names]
+        units = attention_units(self.stats.names)
+        self.hooks = [units[m].register_forward_hook(partial(self.unit_hook, m)) if m in units else m.register_forward_hook(self.hook) for m in self.names]
         return self
+
+    def unit_hook(self, m, unit, inp, out):
+        "The output of an attention is that of its last layer `m`; changed in place, as it is one of several"
+        self.hook(m, inp, first_tensor(out))
     def __exit__(self, *args):
         for h in self.hooks: h.remove()
 
@@ -70,7 +79,7 @@ class Correction:
         "Correct `out`, or say why not"
         owner = self.owner.setdefault(id(m._parameters.get('weight', m)), n)
         if owner!=n: self.follow(n, m, out, owner)
-        elif not (isinstance(out, Tensor) and out.is_floating_point()): self.left[n] = 'unsupported output'
+        elif not (isinstance(out, Tensor) and (out.is_floating_point() or out.is_complex())): self.left[n] = 'unsupported output'
         elif out.numel()<2: raise InitError(f'{n} ({type(m).__name__}) gives a single value on this batch, which has no std: use a larger batch')
         else: self.correct(n, m, inp, out)
 
@@ -78,9 +87,11 @@ class Correction:
         "Correct `out`, and remember how"
         sd,mean = self.stats.moments(out)
         scale,shift = _scale_shift(sd, mean, self.std, self.center and getattr(m, 'bias', None) is not None)
-        if type(m).forward not in _plain_forwards and not self.is_affine(m, inp, out, scale, shift):
-            self.left[n] = 'not affine'
-            return
+        if not _is_plain(m) and not self.is_affine(m, inp, out, scale, shift):
+            if shift is None or not self.is_affine(m, inp, out, scale, None):
+                self.left[n] = 'not affine'
+                return
+            shift = None # its bias counts otherwise than its weight
         self.rows[n] = dict(mean_before=mean, std_before=sd, scale=scale, shift=shift)
         _apply(out, scale, shift)
         self.stats.record(m, out, sd*scale, mean*scale + (0. if shift is None else shift))
@@ -103,15 +114,14 @@ class Correction:
     @torch.no_grad()
     def commit(self):
         "Change the weights, which nothing did before; in one call that no interrupt can divide, after the small things"
-        ms = [(self.layers[n], r['scale'], r['shift']) for n,r in self.rows.items()]
-        plain = [(m.weight, s) for m,s,_ in ms if 'weight' in m._parameters]
-        with all_or_nothing([p for m,*_ in ms for k,p in m.named_parameters() if k!='weight']):
+        ms = [(self.layers[n], r['scale'], r['shift']) for n,r in reversed(self.rows.items())] # the latest are still in the cache
+        if not ms: return
+        ws,scales = [scaled_param(m) for m,*_ in ms],[s for _,s,_ in ms]
+        if any(isinstance(s, Tensor) for s in scales): scales = [torch.as_tensor(s, device=w.device) for w,s in zip(ws, scales)]
+        with all_or_nothing([m.bias for m,*_ in ms if getattr(m, 'bias', None) is not None]):
             for m,scale,shift in ms:
-                if 'weight' not in m._parameters: _change(m, scale, shift)
-                elif getattr(m, 'bias', None) is not None: _apply(m.bias, scale, shift)
-            ws,scales = zip(*plain) if plain else ((),())
-            if any(isinstance(s, Tensor) for s in scales): scales = [torch.as_tensor(s, device=w.device) for w,s in plain]
-            if ws: torch._foreach_mul_(ws, scales)
+                if getattr(m, 'bias', None) is not None: _apply(m.bias, scale, shift)
+            torch._foreach_mul_(ws, scales)
 
 # %% ../nbs/03_lsuv.ipynb #adef9467
 def _is_odd(act, z):
@@ -218,7 +228,7 @@ _lsuv_cols = 'mean_before std_before scale shift'.split()
 
 def _add_corrections(rows, corr, tol):
     "The columns that LSUV adds to a report"
-    vals = read_all(0. if r[k] is None else r[k] for r in corr.rows.values() for k in _lsuv_cols)
+    vals = [abs(v) if isinstance(v, complex) else v for v in read_all(0. if r[k] is None else r[k] for r in corr.rows.values() for k in _lsuv_cols)]
     by_name = {n:dict(zip(_lsuv_cols, vals[4*i:])) for i,n in enumerate(corr.rows)}
     for r in rows:
         if r['layer'] not in by_name: continue
@@ -256,12 +266,14 @@ def lsuv_(
     "Layer-sequential unit variance in one forward pass (Mishkin & Matas 2015, arXiv 1511.06422, algorithm 1); raises `InitError`."
     if at not in ('layer','activation'): raise ValueError(f"at='{at}': must be 'layer' or 'activation'")
     if not std>0: raise ValueError(f'std={std}: must be over 0')
+    model = unwrap(model)
     todo,left = split_layers(model, layers, skip)
+    scaled = {n:m for n,m in todo.items() if not isinstance(m, recurrent_types)}
     acts = [m for m in model.modules() if is_activation(m)] if at=='activation' else []
     # until `commit` only `pre` changes weights, and a GeneralReLU its constant
     params = [p for m in todo.values() if pre is not None for p in m.parameters()] + [m.sub for m in acts if isinstance(m, GeneralReLU)]
-    stats = LayerStats(model, include_paramless or at=='activation', but=todo.values())
-    corr = Correction(todo, stats, std, center) if at=='layer' else ActivationCorrection(todo, stats, std, center, acts, tol, max_iter)
+    stats = LayerStats(model, include_paramless or at=='activation', but=scaled.values())
+    corr = Correction(scaled, stats, std, center) if at=='layer' else ActivationCorrection(scaled, stats, std, center, acts, tol, max_iter)
     with all_or_nothing(params):
         with probing(model, *xb) as notes:
             if pre is not None and todo: get_scheme(pre)(model, layers=list(todo.values()))
@@ -269,7 +281,7 @@ def lsuv_(
         rows = judged(stats, std)
         _first_not_finite(rows)
         _add_corrections(rows, corr, tol)
-        left = {**left, **corr.left, **{n:'not called' for n in todo if n not in corr.rows and n not in corr.left}}
+        left = {**left, **corr.left, **{n:'not called' for n in scaled if n not in corr.rows and n not in corr.left}}
         report = InitReport(partial(_lsuv_frame, rows), 'lsuv', std, notes).mark(left) # the table is made when it is looked at
         _warn_left(left)
         _warn_slow(rows, std, tol)

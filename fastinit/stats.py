@@ -6,12 +6,14 @@ Docs: https://fastinit.github.io/fastinit/stats.html.md"""
 
 # %% auto #0
 __all__ = ['VANISHING', 'EXPLODING', 'all_or_nothing', 'unmoved_rng', 'probing', 'InitError', 'forward', 'flat', 'spread_sample',
-           'Moments', 'near_zero', 'LayerStats', 'first_tensor', 'InitReport', 'judged', 'frame', 'init_stats']
+           'Moments', 'near_zero', 'attention_units', 'LayerStats', 'first_tensor', 'InitReport', 'judged', 'frame',
+           'init_stats']
 
 # %% ../nbs/02_stats.ipynb #ab3f01e8
 from fastai.basics import *
 from fastai.callback.hook import *
-import traceback
+import dataclasses, traceback
+from contextlib import nullcontext
 from .layers import *
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -33,6 +35,10 @@ def all_or_nothing(
         raise
     if not keep: _restore()
 
+def _set_training(m, mode):
+    if isinstance(m, torch.jit.ScriptModule): m.training = mode
+    else: vars(m)['training'] = mode # a module's own setattr looks through everything else first
+
 @contextmanager
 def _modes(names, notes, bs):
     "Normalization by the statistics of the batch, all else in evaluation mode"
@@ -44,12 +50,12 @@ def _modes(names, notes, bs):
             notes.append(f'{names[m]} used its running statistics: the batch gives it one value a channel')
     was,hooks = {m:m.training for m in names},[]
     for m in was:
-        vars(m)['training'] = isinstance(m, _NormBase) # a module's own setattr looks through everything else first
+        _set_training(m, isinstance(m, _NormBase))
         if m.training and (bs<2 or isinstance(m, _InstanceNorm)): hooks.append(m.register_forward_pre_hook(_too_small))
     try: yield
     finally:
         for h in hooks: h.remove()
-        for m,t in was.items(): vars(m)['training'] = t
+        for m,t in was.items(): _set_training(m, t)
 
 @contextmanager
 def _buffers(mods):
@@ -58,15 +64,17 @@ def _buffers(mods):
     try: yield
     finally:
         for m,k,b,v in was:
-            m._buffers[k] = b
+            if not isinstance(m, torch.jit.ScriptModule): m._buffers[k] = b
             if b is not None: b.copy_(v) # batchnorm moves its statistics without a trace in `_version`
 
 @contextmanager
-def _no_fast_path():
-    "Attention's fused path does not call its layers"
+def _no_fast_path(mods):
+    "Attention's fused path does not call its layers, compiled modules do not call hooks"
     was = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    try: yield
+    compiled = any(getattr(m, '_compiled_call_impl', None) is not None or hasattr(m, '_orig_mod') for m in mods)
+    try:
+        with torch.compiler.set_stance('force_eager') if compiled else nullcontext(): yield
     finally: torch.backends.mha.set_fastpath_enabled(was)
 
 @contextmanager
@@ -84,7 +92,7 @@ def probing(
     "A context for forward passes that nothing remembers; yields a list of notes on what had to be done otherwise."
     notes,names,reset = [],layer_names(model),getattr(model, 'reset', noop)
     bs = next((len(o) for o in xb if isinstance(o, Tensor) and o.ndim), 1)
-    with torch.no_grad(), unmoved_rng(), _buffers(names), _modes(names, notes, bs), _no_fast_path():
+    with torch.no_grad(), unmoved_rng(), _buffers(names), _modes(names, notes, bs), _no_fast_path(names):
         try:
             reset() # hidden states of a recurrent model
             yield notes
@@ -128,7 +136,7 @@ def spread_sample(
     "61 evenly spread runs of 64 values of `o`, if there are many: enough to count with."
     v = flat(o)
     n = v.numel()
-    return (v if n<2**13 else v.as_strided((61,64), (n//61,1), v.storage_offset())).clone() # a prime, so that the runs do not stay in one channel
+    return (v if n<2**13 else v.as_strided((61,64), (n//61,1))).clone() # a prime, so that the runs do not stay in one channel
 
 def _sum_sq(v): # One dot product of 50 million values in float32 would be off by 1e-4
     return v.dot(v) if v.numel()<=2**20 else sum(r.dot(r).double() for r in v.split(2**20))
@@ -151,6 +159,7 @@ class Moments:
     )->tuple: # (std, mean) in float32 at least, of all of `o`; the std with n−1, as torch's
         "(std, mean) of `o`: numbers, or tensors if lazy"
         v = flat(o.float() if o.dtype in (torch.half, torch.bfloat16) else o)
+        if v.is_complex(): return self.of_complex(v)
         n = v.numel()
         if ifnone(self.lazy, v.device.type!='cpu'):
             mean = v.mean()
@@ -162,13 +171,32 @@ class Moments:
         if not 1e-30 < sq < math.inf and v.dtype!=torch.double: return self(v.double()) # squares out of range
         return math.sqrt(sq/max(1, n-1)),mean
 
+    def of_complex(self, v):
+        "The root of the mean squared distance from the mean, which is complex"
+        mean = v.mean()
+        return self.finish(_sum_sq(torch.view_as_real(v-mean).view(-1)), v.numel()),mean if ifnone(self.lazy, v.device.type!='cpu') else mean.item()
+
+    def finish(self, sq, n):
+        std = (sq/max(1, n-1)).sqrt()
+        return std if ifnone(self.lazy, sq.device.type!='cpu') else std.item()
+
+def _is_real_or_complex(o): return o.is_floating_point() or o.is_complex()
+
 def near_zero(v:Tensor): # Sample of an output
     "The share of `v` that is 0.05 or less, as fastai counts it: a number, or a tensor that is not on the CPU."
+    if v.is_complex(): v = v.abs()
     if v.device.type!='cpu': return torch.count_nonzero(v<=0.05)/v.numel()
     v = (v.float() if v.dtype==torch.bfloat16 else v).numpy() # which has less overhead for a few values
     return np.count_nonzero(v<=0.05)/v.size
 
 # %% ../nbs/02_stats.ipynb #7b396074
+def attention_units(
+    mods, # Modules
+)->dict: # Output projection → the `nn.MultiheadAttention` that applies it
+    "Which layers give their output through the attention that they belong to."
+    return {m.out_proj:m for m in mods if isinstance(m, nn.MultiheadAttention)}
+
+# %% ../nbs/02_stats.ipynb #7d5f7bfa
 class LayerStats(ActivationStats):
     "fastai's `ActivationStats` for one forward pass of a model, by name and in order of execution: `with LayerStats(model) as s: model(x)`."
     def __init__(self,
@@ -178,13 +206,19 @@ class LayerStats(ActivationStats):
     ):
         super().__init__(include_paramless=include_paramless, cpu=False, detach=False)
         self.names,self.moments,self.rows = layer_names(model),Moments(),{}
-        self.modules = [m for m in leaves(model) if m not in set(but) and (include_paramless or has_params(m))]
+        self.modules,but,units = [],set(but),attention_units(self.names)
+        for m in leaves(model):
+            if m in but or isinstance(m, torch.jit.ScriptModule) or not (include_paramless or has_params(m)): continue # which take no hooks
+            if m in units: self.names[units[m]] = self.names[m]
+            self.modules.append(units.get(m, m))
+        self.silent = {m for m in self.modules if isinstance(m, _NormBase) and m.affine and not (m.weight.any() or m.bias.any())}
 
     def hook(self, m, i, o):
         "Keep mean, std and the share near zero of the first output of `m`: fastai's numbers, not yet read from the device"
         o = first_tensor(o)
-        if self.names[m] in self.rows or o is None or not o.is_floating_point(): return
-        with torch._C.DisableTorchFunction(): self.record(m, o, *self.moments(o)) # plain tensors, and unseen by who watches the pass
+        if self.names[m] in self.rows or o is None or not _is_real_or_complex(o): return
+        with torch._C.DisableTorchFunction(): # plain tensors, and unseen by who watches the pass
+            self.record(m, o, *((0.,0.) if m in self.silent and not spread_sample(o).any() else self.moments(o)))
 
     def record(self, m, o, std, mean):
         "Keep the statistics of `o`, the output of `m`"
@@ -198,12 +232,13 @@ class LayerStats(ActivationStats):
     def table(self)->list:
         "A dict for each layer: layer, type, shape, mean and std, read from the device, and the sample that near_zero is counted in"
         vals = iter(read_all(r[k] for r in self.rows.values() for k in ('mean','std')))
-        return [dict(layer=n, type=type(r['module']).__name__, shape=tuple(r['shape']), mean=next(vals), std=next(vals), sample=r['sample']) for n,r in self.rows.items()]
+        return [dict(layer=n, type=type(r['module']).__name__, shape=tuple(r['shape']), mean=abs(v) if isinstance(v := next(vals), complex) else v, std=next(vals), sample=r['sample']) for n,r in self.rows.items()]
 
-# %% ../nbs/02_stats.ipynb #7d5f7bfa
+# %% ../nbs/02_stats.ipynb #1f94c3fa
 def first_tensor(o): # Output of a module: a tensor, or tuples, lists and dicts of them
     "The first tensor in `o`, or None"
     if isinstance(o, Tensor): return o
+    if dataclasses.is_dataclass(o): o = vars(o)
     if isinstance(o, dict): o = o.values()
     return next((t for t in map(first_tensor, o) if t is not None), None) if isinstance(o, (list,tuple,type({}.values()))) else None
 
@@ -299,5 +334,6 @@ def init_stats(
     include_paramless:bool=False, # Also list the modules without parameters, such as ReLU?
 )->InitReport: # One row a layer, in order of execution
     "Mean and std of every layer of `model` on one batch, in one forward pass; changes nothing."
+    model = unwrap(model)
     with probing(check_model(model), *xb) as notes, LayerStats(model, include_paramless) as stats: forward(model, *xb)
     return InitReport(frame(judged(stats)), notes=notes)

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test docs bench readme prepare clean
+.PHONY: help demo test zoo docs bench readme prepare clean
 
 help:  ## what there is to make
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
@@ -29,6 +29,9 @@ demo: .venv/base  ## train the article's convnet from three starts; charts in de
 test: .venv/dev  ## the notebooks, then the tests
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2
 	$(BIN)/python -m pytest
+
+zoo: .venv/dev  ## every architecture of torchvision and fastai; benchmarks/zoo.csv (some 10 minutes)
+	FASTINIT_ZOO=1 $(BIN)/python -m pytest tests/test_zoo.py
 
 docs: .venv/docs  ## the site, in _docs/
 	$(BIN)/python tools/docs.py

@@ -207,22 +207,24 @@ class LayerStats(ActivationStats):
         super().__init__(include_paramless=include_paramless, cpu=False, detach=False)
         self.names,self.moments,self.rows = layer_names(model),Moments(),{}
         self.modules,but,units = [],set(but),attention_units(self.names)
-        for m in leaves(model):
+        for m in leaves(self.names):
             if m in but or isinstance(m, torch.jit.ScriptModule) or not (include_paramless or has_params(m)): continue # which take no hooks
             if m in units: self.names[units[m]] = self.names[m]
             self.modules.append(units.get(m, m))
-        self.silent = {m for m in self.modules if isinstance(m, _NormBase) and m.affine and not (m.weight.any() or m.bias.any())}
+        norms = {m:m for m in self.modules if isinstance(m, _NormBase) and m.affine}
+        self.silent = {m for m in zero_layers(norms) if not m.bias.any()} # gives exactly 0: no need to look
 
     def hook(self, m, i, o):
         "Keep mean, std and the share near zero of the first output of `m`: fastai's numbers, not yet read from the device"
-        o = first_tensor(o)
+        if not isinstance(o, Tensor): o = first_tensor(o)
         if self.names[m] in self.rows or o is None or not _is_real_or_complex(o): return
         with torch._C.DisableTorchFunction(): # plain tensors, and unseen by who watches the pass
-            self.record(m, o, *((0.,0.) if m in self.silent and not spread_sample(o).any() else self.moments(o)))
+            sample = spread_sample(o)
+            self.record(m, o, *((0.,0.) if m in self.silent and not sample.any() else self.moments(o)), sample)
 
-    def record(self, m, o, std, mean):
+    def record(self, m, o, std, mean, sample=None):
         "Keep the statistics of `o`, the output of `m`"
-        self.rows[self.names[m]] = dict(module=m, shape=o.shape, mean=mean, std=std, sample=spread_sample(o)) # to be counted after the pass
+        self.rows[self.names[m]] = dict(module=m, shape=o.shape, mean=mean, std=std, sample=spread_sample(o) if sample is None else sample) # to be counted after the pass
 
     def __enter__(self):
         self._register()

@@ -1,4 +1,5 @@
 import matplotlib, pytest, torch
+from fastinit.stats import first_tensor
 matplotlib.use('agg')
 
 @pytest.fixture(autouse=True)
@@ -11,7 +12,7 @@ def outputs(model, types, *xb):
     from copy import deepcopy
     from functools import partial
     model,res = deepcopy(model).eval(),{}
-    def _keep(n, m, i, o): res.setdefault(n, o.detach().double().clone())
+    def _keep(n, m, i, o): res.setdefault(n, first_tensor(o).detach().to(torch.cdouble if first_tensor(o).is_complex() else torch.double).clone())
     for n,m in model.named_modules():
         if isinstance(m, torch.nn.modules.batchnorm._NormBase): m.train()
         if isinstance(m, types): m.register_forward_hook(partial(_keep, n))

@@ -51,7 +51,7 @@ def _batch(learn):
     "The inputs of one training batch, without moving the order of the data or the random state"
     dl,p = learn.dls.train,first(learn.model.parameters())
     try:
-        with no_random(): b = dl.new().one_batch() if hasattr(dl, 'new') else first(dl)
+        with no_random(42+rank_distrib()): b = dl.new().one_batch() if hasattr(dl, 'new') else first(dl)
     except (StopIteration, ValueError): b = None
     if b is None: raise InitError('the training DataLoader gives no batch: it is empty, or has fewer items than a batch and drops the last')
     b = b if isinstance(b, (tuple,list)) else (b,)

@@ -51,6 +51,7 @@ class Correction:
         stats:LayerStats, # Records the corrected outputs
         std:float=1., # Target
         center:bool=True, # Also take the mean out, through the bias?
+        pool:Pool=None, # Of several processes
     ):
         store_attr()
         self.names = {m:n for n,m in layers.items()}
@@ -86,6 +87,7 @@ class Correction:
     def correct(self, n, m, inp, out):
         "Correct `out`, and remember how"
         sd,mean = self.stats.moments(out)
+        if self.pool: sd,mean = self.pool(n, out.numel(), sd, mean)
         scale,shift = _scale_shift(sd, mean, self.std, self.center and getattr(m, 'bias', None) is not None)
         if not _is_plain(m) and not self.is_affine(m, inp, out, scale, shift):
             if shift is None or not self.is_affine(m, inp, out, scale, None):
@@ -177,8 +179,10 @@ class ActivationCorrection(Correction):
         acts=(), # Modules that are activations, though torch does not know them
         tol:float=1e-3, # See `solve_scale`
         max_iter:int=10, # See `solve_scale`
+        pool:Pool=None, # Must be of one process
     ):
         super().__init__(layers, stats, std, center)
+        if pool and pool.size>1: raise NotImplementedError("at='activation' works in one process: initialize before the processes start, or use at='layer'")
         store_attr('acts,tol,max_iter')
         self.pending,self.moved,self.watch = None,set(),_Watch(self)
 
@@ -250,6 +254,32 @@ def _warn_left(left, stacklevel=3):
                           '. Layers that are named in `layers=` are initialized even if frozen or loaded', stacklevel=stacklevel)
 
 # %% ../nbs/03_lsuv.ipynb #d3a1520a
+def _lsuv(model, xb, pre, std, center, at, layers, skip, tol, max_iter, include_paramless, pool):
+    "`lsuv_` in one of several processes, or alone"
+    todo,left = split_layers(model, layers, skip)
+    scaled = {n:m for n,m in todo.items() if not isinstance(m, recurrent_types)}
+    acts = [m for m in model.modules() if is_activation(m)] if at=='activation' else []
+    # until `commit` only `pre` changes weights, and a GeneralReLU its constant
+    params = [p for m in todo.values() if pre is not None for p in m.parameters()] + [m.sub for m in acts if isinstance(m, GeneralReLU)]
+    stats = LayerStats(model, include_paramless or at=='activation', but=scaled.values())
+    corr = Correction(scaled, stats, std, center, pool) if at=='layer' else ActivationCorrection(scaled, stats, std, center, acts, tol, max_iter, pool)
+    if pool.size>1: params = list(model.parameters())
+    with all_or_nothing(params):
+        with probing(model, *xb) as notes:
+            if pre is not None and todo: get_scheme(pre)(model, layers=list(todo.values()))
+            pool.share(params)
+            with corr, stats: forward(model, *xb)
+        rows = judged(stats, std, pool, corr.rows)
+        _first_not_finite(rows)
+        _add_corrections(rows, corr, tol)
+        left = {**left, **corr.left, **{n:'not called' for n in scaled if n not in corr.rows and n not in corr.left}}
+        report = InitReport(partial(_lsuv_frame, rows), 'lsuv', std, notes).mark(left) # the table is made when it is looked at
+        _warn_left(left, 4)
+        _warn_slow(rows, std, tol, 4)
+        corr.commit()
+    return report
+
+# %% ../nbs/03_lsuv.ipynb #58af03da
 def lsuv_(
     model:nn.Module, # Changed in place; on any error bit-identical to before
     *xb, # Its inputs: one mini-batch, as the model takes it
@@ -267,25 +297,7 @@ def lsuv_(
     if at not in ('layer','activation'): raise ValueError(f"at='{at}': must be 'layer' or 'activation'")
     if not std>0: raise ValueError(f'std={std}: must be over 0')
     model = unwrap(model)
-    todo,left = split_layers(model, layers, skip)
-    scaled = {n:m for n,m in todo.items() if not isinstance(m, recurrent_types)}
-    acts = [m for m in model.modules() if is_activation(m)] if at=='activation' else []
-    # until `commit` only `pre` changes weights, and a GeneralReLU its constant
-    params = [p for m in todo.values() if pre is not None for p in m.parameters()] + [m.sub for m in acts if isinstance(m, GeneralReLU)]
-    stats = LayerStats(model, include_paramless or at=='activation', but=scaled.values())
-    corr = Correction(scaled, stats, std, center) if at=='layer' else ActivationCorrection(scaled, stats, std, center, acts, tol, max_iter)
-    with all_or_nothing(params):
-        with probing(model, *xb) as notes:
-            if pre is not None and todo: get_scheme(pre)(model, layers=list(todo.values()))
-            with corr, stats: forward(model, *xb)
-        rows = judged(stats, std)
-        _first_not_finite(rows)
-        _add_corrections(rows, corr, tol)
-        left = {**left, **corr.left, **{n:'not called' for n in scaled if n not in corr.rows and n not in corr.left}}
-        report = InitReport(partial(_lsuv_frame, rows), 'lsuv', std, notes).mark(left) # the table is made when it is looked at
-        _warn_left(left)
-        _warn_slow(rows, std, tol)
-        corr.commit()
-    return report
+    with Pool(getattr(first(model.parameters()) if isinstance(model, nn.Module) else None, 'device', None)) as pool:
+        return _lsuv(model, xb, pre, std, center, at, layers, skip, tol, max_iter, include_paramless, pool)
 
 schemes['lsuv'] = lsuv_

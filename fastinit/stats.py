@@ -6,14 +6,16 @@ Docs: https://fastinit.github.io/fastinit/stats.html.md"""
 
 # %% auto #0
 __all__ = ['VANISHING', 'EXPLODING', 'all_or_nothing', 'unmoved_rng', 'probing', 'InitError', 'forward', 'flat', 'spread_sample',
-           'Moments', 'near_zero', 'attention_units', 'LayerStats', 'first_tensor', 'InitReport', 'judged', 'frame',
-           'init_stats']
+           'Moments', 'near_zero', 'attention_units', 'LayerStats', 'first_tensor', 'Pool', 'InitReport', 'judged',
+           'frame', 'init_stats']
 
 # %% ../nbs/02_stats.ipynb #ab3f01e8
 from fastai.basics import *
 from fastai.callback.hook import *
 import dataclasses, traceback
-from contextlib import nullcontext
+import torch.distributed as dist
+import zlib
+from contextlib import nullcontext, suppress
 from .layers import *
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -244,6 +246,62 @@ def first_tensor(o): # Output of a module: a tensor, or tuples, lists and dicts 
     if isinstance(o, dict): o = o.values()
     return next((t for t in map(first_tensor, o) if t is not None), None) if isinstance(o, (list,tuple,type({}.values()))) else None
 
+# %% ../nbs/02_stats.ipynb #9056f1bc
+class Pool:
+    "A context in which the processes of `torch.distributed`, if there are several, act as one: `pool(name, n, std, mean)` gives the moments of all values together."
+    def __init__(self,
+        device=None, # Where messages are made; the backend may want its own
+    ):
+        self.device,self.open = device,True
+        self.size = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+    def gather(self, t): # What every process has to say, as lists
+        res = [torch.empty_like(t) for _ in range(self.size)]
+        dist.all_gather(res, t)
+        return torch.stack(res).tolist()
+
+    def exchange(self, what:str, n=0., std=0., mean=0., ok=True, details=''):
+        "The (n, std, mean) of each process; raises `InitError` on all if one failed, or does something else than the others"
+        msg = torch.tensor([float(ok), zlib.crc32(f'{what} {details}'.encode()), n, std, mean], dtype=torch.double, device=self.device)
+        rows = self.gather(msg)
+        failed = [i for i,r in enumerate(rows) if not r[0]]
+        if not failed and len({r[1] for r in rows})==1: return [r[2:] for r in rows]
+        self.open = False
+        raise InitError(f'process {failed[0]} failed: see its error. ' if failed else f'the processes have different layers (seen at {what}): give all of them the same model. ' 
+                        'The model is as it was, on all of them')
+
+    def __call__(self, what:str, n:int, std, mean)->tuple: # (std, mean) of all processes' values
+        if self.size==1: return std,mean
+        rows = self.exchange(what, n, float(std), float(mean))
+        total = sum(k for k,*_ in rows)
+        mean = sum(k*m for k,_,m in rows)/total
+        return math.sqrt(sum((k-1)*s**2 + k*(m-mean)**2 for k,s,m in rows)/(total-1)),mean
+
+    @torch.no_grad()
+    def share(self, params): # Tensors, given the values of process 0
+        "The same weights everywhere, to begin with"
+        if self.size>1:
+            self.exchange('the weights', details=[tuple(p.shape) for p in params])
+            for p in params: dist.broadcast(p.detach(), 0)
+
+    def finish(self, rows:list, but=()): # As `LayerStats.table` gives them; names whose moments are those of all already
+        "The table of all processes together; after this none can fail for another"
+        if self.size==1: return rows
+        self.exchange('the end', details=[r['layer'] for r in rows])
+        self.open,k = False,[math.prod(r['shape']) for r in rows]
+        parts = self.gather(torch.tensor([[n, r['std'], r['mean']] for n,r in zip(k, rows)], dtype=torch.double, device=self.device))
+        for i,r in enumerate(rows):
+            if r['layer'] in but: continue
+            total = sum(p[i][0] for p in parts)
+            r['mean'] = sum(p[i][0]*p[i][2] for p in parts)/total
+            r['std'] = math.sqrt(sum((p[i][0]-1)*p[i][1]**2 + p[i][0]*(p[i][2]-r['mean'])**2 for p in parts)/(total-1))
+        return rows
+
+    def __enter__(self): return self
+    def __exit__(self, error, *args):
+        if error is not None and self.open and self.size>1:
+            with suppress(InitError): self.exchange('', ok=False)
+
 # %% ../nbs/02_stats.ipynb #715caa0c
 #: A layer is vanishing when its std is under, exploding when it is over these multiples of the target
 VANISHING,EXPLODING = 0.1,10.
@@ -314,9 +372,11 @@ class InitReport:
 def judged(
     stats:LayerStats, # After a forward pass
     target:float=1., # The std aimed at
+    pool:Pool=None, # Of several processes
+    but=(), # Names whose moments are those of all processes already
 )->list: # A dict for each layer: those of `stats.table()` with their status
     "What was recorded, and a word on it."
-    rows = stats.table()
+    rows = stats.table() if pool is None else pool.finish(stats.table(), but)
     silent = {r['layer']:stats.rows[r['layer']]['module'] for r in rows if r['mean']==r['std']==0}
     _add_status(rows, zero_layers({n:m for n,m in silent.items() if isinstance(getattr(m,'weight',None), Tensor)}), target)
     return rows

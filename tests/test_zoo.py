@@ -13,12 +13,14 @@ from conftest import Unchanged, outputs
 
 WHOLE = bool(os.environ.get('FASTINIT_ZOO'))
 FEW = ['alexnet','squeezenet1_1','resnext50_32x4d','mobilenet_v2','efficientnet_b0','vit_b_32','maxvit_t','fcn_resnet50','r3d_18','xresnet34_deep']
+LEFT_OUT = dict(mvit_v1_b='made for 16 images of 224 pixels only', mvit_v2_s='made for 16 images of 224 pixels only', xsenet154='cannot be built in fastai 2.8')
 AFFINE = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
 rows = []
 
 def names():
     fastais = [n for n in xresnet.__all__ if n.startswith(('xresnet','xse','xresnext'))]
-    return torchvision.models.list_models()+fastais if WHOLE else FEW
+    known = [n for n in torchvision.models.list_models()+fastais if n not in LEFT_OUT]
+    return known if WHOLE else FEW
 
 def build(name):
     "(model, its inputs)"
@@ -31,8 +33,7 @@ def build(name):
     if name.startswith(('fasterrcnn','maskrcnn','keypointrcnn','retinanet','fcos')): kw.update(min_size=96, max_size=128)
     x = torch.randn(4,3,size,size)
     if name.startswith(('fasterrcnn','maskrcnn','keypointrcnn','retinanet','fcos','ssd')): x = list(torch.rand(2,3,96,128)) # a list of images, and no targets in evaluation mode
-    if 'mvit' in name: kw,x = dict(spatial_size=(64,64)),torch.randn(2,3,16,64,64)
-    elif name in ('r3d_18','mc3_18','r2plus1d_18') or 'swin3d' in name: x = torch.randn(2,3,16,64,64)
+    if name in ('r3d_18','mc3_18','r2plus1d_18') or 'swin3d' in name: x = torch.randn(2,3,16,64,64)
     elif name=='s3d': x = torch.randn(2,3,16,224,224)
     model = torchvision.models.get_model(name, weights=None, **kw)
     return model,((torch.rand(2,3,128,128), torch.rand(2,3,128,128)) if name.startswith('raft') else (x,))
@@ -56,7 +57,7 @@ def test_zoo(name):
     h.remove()
     assert len(calls)==1
     seen,units = outputs(model, AFFINE, *xb),{n+'.out_proj':n for n,m in model.named_modules() if isinstance(m, nn.MultiheadAttention)}
-    done = report.df[report.df.scale.notna()]
+    done = report.df[report.df.scale.notna() & report.df.status.ne('zero')] # zero: fed by zeros, as in a branch behind a zero norm
     worst = max(abs(seen[units.get(n, n)].std().item()-1) for n in done.layer)
     called = {n for n,m in model.named_modules() if isinstance(m, AFFINE) and n in seen}
     assert worst<=1e-3, report

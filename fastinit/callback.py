@@ -62,7 +62,7 @@ def _batch(learn):
     return to_half(xb) if p.dtype==torch.half else xb
 
 def _samples(model, among=None): # A few values of each parameter that has some
-    return {n:sample_values(p) for n,p in model.named_parameters()
+    return {n:sample_values(p) for n,p in unwrap(model).named_parameters()
             if (among is None or id(p) in among) and not isinstance(p, nn.parameter.UninitializedParameter) and not p.is_meta}
 
 def _changed(a, b): # `b` may have been converted to another dtype or device
@@ -111,7 +111,7 @@ class InitCallback(Callback):
         if stepped or hasattr(learn, 'skip_to_epoch'): return dict.fromkeys(ls, 'loaded')
         params = {n:dict(m.named_parameters()) for n,m in ls.items()}
         body = {id(p) for g in L(learn.splitter(model))[:-1] for p in g} if getattr(learn, 'pretrained', False) else set()
-        names = {id(p):n for n,p in model.named_parameters()}
+        names = {id(p):n for n,p in unwrap(model).named_parameters()}
         def _why(ps):
             if any(id(p) in body for p in ps.values()): return 'pretrained'
             if self.seen and any(names[id(p)] in self.seen and _changed(self.seen[names[id(p)]], sample_values(p)) for p in ps.values()): return 'loaded'

@@ -7,7 +7,7 @@ Docs: https://fastinit.github.io/fastinit/layers.html.md"""
 # %% auto #0
 __all__ = ['affine_types', 'recurrent_types', 'act_funcs', 'GeneralReLU', 'is_leaf', 'leaves', 'is_activation', 'layer_names',
            'check_model', 'unwrap', 'chosen_layers', 'sample_values', 'read_all', 'scaled_param', 'zero_layers',
-           'dir_weights', 'split_layers', 'init_layers']
+           'recurrent_params', 'split_layers', 'init_layers']
 
 # %% ../nbs/00_layers.ipynb #2424b74c
 from fastai.basics import *
@@ -86,14 +86,13 @@ def layer_names(
 # %% ../nbs/00_layers.ipynb #0f0d32e8
 def check_model(
     model, # What the user passed
-    names:dict=None, # Its `layer_names`, if they are at hand
 )->nn.Module: # The same model
     "Raise a `TypeError` or `ValueError` that says what to do if `model` cannot be initialized."
     if not isinstance(model, nn.Module):
         raise TypeError(f'expected an nn.Module, got {type(model).__name__ if not isinstance(model,type) else model}: '
                         'pass a built model, such as `learn.model` or `xresnet50(n_out=10)`')
     if isinstance(model, torch.jit.ScriptModule): raise ValueError(f'{model.original_name} is scripted and its layers cannot be seen: initialize it, then script it')
-    for m,n in (names or layer_names(model)).items():
+    for m,n in layer_names(model).items():
         for k,p in m._parameters.items():
             if isinstance(p, nn.parameter.UninitializedParameter):
                 raise ValueError(f'{n}.{k} is not built yet (lazy module): run one batch through the model first')
@@ -130,8 +129,8 @@ def chosen_layers(
     layers=None, # Types, dotted names (a parent's name stands for the layers in it), modules, or a `f(name, module)`; default: linear, convolution, bilinear, recurrent
 )->dict: # Dotted name → module, in the order of definition
     "The layers of `model` that `layers` speaks of, whether or not they may be changed; raises `ValueError` if there are none."
-    names = layer_names(model) if isinstance(model, nn.Module) else {}
-    check_model(model, names)
+    model = unwrap(model)
+    names = layer_names(check_model(model))
     chosen = _chooser(layers)
     res = {n:m for m,n in names.items() if chosen(n, m)}
     for o in ([layers] if isinstance(layers,str) else layers if isinstance(layers,(list,tuple,L)) else []):
@@ -155,8 +154,8 @@ def sample_values(
 def read_all(
     ts, # Numbers, or tensors of one shape on any devices
 )->list: # Their values
-    "Read many small tensors with one synchronisation of the device."
-    ts = list(ts)
+    "Read many small tensors with one synchronisation of the device; of complex ones the absolute value."
+    ts = [abs(t) if isinstance(t, complex) or isinstance(t, Tensor) and t.is_complex() else t for t in ts]
     if not any(isinstance(t, Tensor) for t in ts): return ts
     if len({(t.device,t.dtype) if isinstance(t, Tensor) else None for t in ts})>1:
         device = next(t.device for t in ts if isinstance(t, Tensor))
@@ -180,15 +179,14 @@ def zero_layers(layers:dict): # Name → module
 def _reason(m, by_choice, tied):
     "Why `m` must not be changed, or None"
     if isinstance(m, recurrent_types): # WeightDropout puts tensors in the place of weights
-        if any(not isinstance(getattr(m, k), nn.Parameter) for k in dir_weights(m)): return 'unsupported parametrization'
+        if any(not isinstance(getattr(m, k), nn.Parameter) for k in recurrent_params(m)): return 'unsupported parametrization'
     elif scaled_param(m) is None: return 'unsupported parametrization'
-    if not (by_choice or all(p.requires_grad for p in (m._parameters.values() if not m._modules else m.parameters()) if p is not None)): return 'frozen'
+    if not (by_choice or all(p.requires_grad for p in m.parameters())): return 'frozen'
     if any(id(p) in tied for p in m._parameters.values()): return 'shared'
 
-def dir_weights(m): # A recurrent layer
+def recurrent_params(m): # A recurrent layer
     "The names of its weights and biases"
-    names = [n for ns in m._all_weights for n in ns] if isinstance(m, nn.RNNBase) else ['weight_ih','weight_hh','bias_ih','bias_hh']
-    return [n for n in names if getattr(m, n, None) is not None]
+    return m._flat_weights_names if isinstance(m, nn.RNNBase) else [n for n,p in m._parameters.items() if p is not None]
 
 def _shared_biases(mods):
     "Biases that layers with different weights have in common: neither layer can have its own way"

@@ -61,12 +61,12 @@ class Correction:
         units = attention_units(self.stats.names)
         self.hooks = [units[m].register_forward_hook(partial(self.unit_hook, m)) if m in units else m.register_forward_hook(self.hook) for m in self.names]
         return self
+    def __exit__(self, *args):
+        for h in self.hooks: h.remove()
 
     def unit_hook(self, m, unit, inp, out):
         "The output of an attention is that of its last layer `m`; changed in place, as it is one of several"
         self.hook(m, inp, first_tensor(out))
-    def __exit__(self, *args):
-        for h in self.hooks: h.remove()
 
     def hook(self, m, inp, out):
         "What `m` will give once its weights are changed"
@@ -80,7 +80,7 @@ class Correction:
         "Correct `out`, or say why not"
         owner = self.owner.setdefault(id(m._parameters.get('weight', m)), n)
         if owner!=n: self.follow(n, m, out, owner)
-        elif not (isinstance(out, Tensor) and (out.is_floating_point() or out.is_complex())): self.left[n] = 'unsupported output'
+        elif not has_moments(out): self.left[n] = 'unsupported output'
         elif out.numel()<2: raise InitError(f'{n} ({type(m).__name__}) gives a single value on this batch, which has no std: use a larger batch')
         else: self.correct(n, m, inp, out)
 
@@ -232,7 +232,7 @@ _lsuv_cols = 'mean_before std_before scale shift'.split()
 
 def _add_corrections(rows, corr, tol):
     "The columns that LSUV adds to a report"
-    vals = [abs(v) if isinstance(v, complex) else v for v in read_all(0. if r[k] is None else r[k] for r in corr.rows.values() for k in _lsuv_cols)]
+    vals = read_all(0. if r[k] is None else r[k] for r in corr.rows.values() for k in _lsuv_cols)
     by_name = {n:dict(zip(_lsuv_cols, vals[4*i:])) for i,n in enumerate(corr.rows)}
     for r in rows:
         if r['layer'] not in by_name: continue
@@ -254,32 +254,6 @@ def _warn_left(left, stacklevel=3):
                           '. Layers that are named in `layers=` are initialized even if frozen or loaded', stacklevel=stacklevel)
 
 # %% ../nbs/03_lsuv.ipynb #d3a1520a
-def _lsuv(model, xb, pre, std, center, at, layers, skip, tol, max_iter, include_paramless, pool):
-    "`lsuv_` in one of several processes, or alone"
-    todo,left = split_layers(model, layers, skip)
-    scaled = {n:m for n,m in todo.items() if not isinstance(m, recurrent_types)}
-    acts = [m for m in model.modules() if is_activation(m)] if at=='activation' else []
-    # until `commit` only `pre` changes weights, and a GeneralReLU its constant
-    params = [p for m in todo.values() if pre is not None for p in m.parameters()] + [m.sub for m in acts if isinstance(m, GeneralReLU)]
-    stats = LayerStats(model, include_paramless or at=='activation', but=scaled.values())
-    corr = Correction(scaled, stats, std, center, pool) if at=='layer' else ActivationCorrection(scaled, stats, std, center, acts, tol, max_iter, pool)
-    if pool.size>1: params = list(model.parameters())
-    with all_or_nothing(params):
-        with probing(model, *xb) as notes:
-            if pre is not None and todo: get_scheme(pre)(model, layers=list(todo.values()))
-            pool.share(params)
-            with corr, stats: forward(model, *xb)
-        rows = judged(stats, std, pool, corr.rows)
-        _first_not_finite(rows)
-        _add_corrections(rows, corr, tol)
-        left = {**left, **corr.left, **{n:'not called' for n in scaled if n not in corr.rows and n not in corr.left}}
-        report = InitReport(partial(_lsuv_frame, rows), 'lsuv', std, notes).mark(left) # the table is made when it is looked at
-        _warn_left(left, 4)
-        _warn_slow(rows, std, tol, 4)
-        corr.commit()
-    return report
-
-# %% ../nbs/03_lsuv.ipynb #58af03da
 def lsuv_(
     model:nn.Module, # Changed in place; on any error bit-identical to before
     *xb, # Its inputs: one mini-batch, as the model takes it
@@ -297,7 +271,28 @@ def lsuv_(
     if at not in ('layer','activation'): raise ValueError(f"at='{at}': must be 'layer' or 'activation'")
     if not std>0: raise ValueError(f'std={std}: must be over 0')
     model = unwrap(model)
-    with Pool(getattr(first(model.parameters()) if isinstance(model, nn.Module) else None, 'device', None)) as pool:
-        return _lsuv(model, xb, pre, std, center, at, layers, skip, tol, max_iter, include_paramless, pool)
+    with Pool(model) as pool: # a failure in it is told to the other processes, if there are any
+        todo,left = split_layers(model, layers, skip)
+        scaled = {n:m for n,m in todo.items() if not isinstance(m, recurrent_types)}
+        acts = [m for m in model.modules() if is_activation(m)] if at=='activation' else []
+        # until `commit` only `pre` changes weights, and a GeneralReLU its constant
+        params = [p for m in todo.values() if pre is not None for p in m.parameters()] + [m.sub for m in acts if isinstance(m, GeneralReLU)]
+        stats = LayerStats(model, include_paramless or at=='activation', but=scaled.values())
+        corr = Correction(scaled, stats, std, center, pool) if at=='layer' else ActivationCorrection(scaled, stats, std, center, acts, tol, max_iter, pool)
+        if pool.size>1: params = list(model.parameters())
+        with all_or_nothing(params):
+            with probing(model, *xb) as notes:
+                if pre is not None and todo: get_scheme(pre)(model, layers=list(todo.values()))
+                pool.share(params)
+                with corr, stats: forward(model, *xb)
+            rows = judged(stats, std, pool, corr.rows)
+            _first_not_finite(rows)
+            _add_corrections(rows, corr, tol)
+            left = {**left, **corr.left, **{n:'not called' for n in scaled if n not in corr.rows and n not in corr.left}}
+            report = InitReport(partial(_lsuv_frame, rows), 'lsuv', std, notes).mark(left) # the table is made when it is looked at
+            _warn_left(left)
+            _warn_slow(rows, std, tol)
+            corr.commit()
+    return report
 
 schemes['lsuv'] = lsuv_

@@ -78,6 +78,7 @@ def auto_gains(
     model:nn.Module, # A model that torch.fx can trace (no control flow that depends on data)
 )->dict: # Dotted name of each layer that is called → gain of the activation that feeds its first call
     "The gain that each layer of `model` needs for the activation that feeds it."
+    model = unwrap(model)
     try: graph = _Tracer().trace(model)
     except Exception as e:
         raise ValueError(f"nonlinearity='auto' cannot trace {type(model).__name__} ({e}): name the nonlinearity, such as 'relu'") from e
@@ -118,7 +119,7 @@ def recurrent_(
     m:nn.Module, # An `nn.RNN`, `nn.LSTM`, `nn.GRU` or one of their cells, changed in place
 )->nn.Module: # `m`
     "Input weights Xavier, hidden weights orthogonal, gate by gate, biases 0, an LSTM's forget gate at 1 (Saxe et al. 2013; Jozefowicz et al. 2015)."
-    for n in dir_weights(m):
+    for n in recurrent_params(m):
         p = getattr(m, n)
         if n.startswith('bias'): nn.init.zeros_(p)
         else:

@@ -6,8 +6,8 @@ Docs: https://fastinit.github.io/fastinit/stats.html.md"""
 
 # %% auto #0
 __all__ = ['VANISHING', 'EXPLODING', 'all_or_nothing', 'unmoved_rng', 'probing', 'InitError', 'forward', 'flat', 'spread_sample',
-           'Moments', 'near_zero', 'attention_units', 'LayerStats', 'first_tensor', 'Pool', 'InitReport', 'judged',
-           'frame', 'init_stats']
+           'Moments', 'has_moments', 'near_zero', 'attention_units', 'LayerStats', 'first_tensor', 'Pool', 'InitReport',
+           'judged', 'frame', 'init_stats']
 
 # %% ../nbs/02_stats.ipynb #ab3f01e8
 from fastai.basics import *
@@ -163,7 +163,7 @@ class Moments:
         v = flat(o.float() if o.dtype in (torch.half, torch.bfloat16) else o)
         if v.is_complex(): return self.of_complex(v)
         n = v.numel()
-        if ifnone(self.lazy, v.device.type!='cpu'):
+        if self.is_lazy(v):
             mean = v.mean()
             return (_sum_sq(self.centered(v, mean))/max(1, n-1)).sqrt(),mean
         mean = v.sum().item()/n
@@ -173,16 +173,15 @@ class Moments:
         if not 1e-30 < sq < math.inf and v.dtype!=torch.double: return self(v.double()) # squares out of range
         return math.sqrt(sq/max(1, n-1)),mean
 
+    def is_lazy(self, v): return ifnone(self.lazy, v.device.type!='cpu')
+
     def of_complex(self, v):
         "The root of the mean squared distance from the mean, which is complex"
         mean = v.mean()
-        return self.finish(_sum_sq(torch.view_as_real(v-mean).view(-1)), v.numel()),mean if ifnone(self.lazy, v.device.type!='cpu') else mean.item()
+        std = (_sum_sq(torch.view_as_real(v-mean).view(-1))/max(1, v.numel()-1)).sqrt()
+        return (std,mean) if self.is_lazy(v) else (std.item(),mean.item())
 
-    def finish(self, sq, n):
-        std = (sq/max(1, n-1)).sqrt()
-        return std if ifnone(self.lazy, sq.device.type!='cpu') else std.item()
-
-def _is_real_or_complex(o): return o.is_floating_point() or o.is_complex()
+def has_moments(o): return isinstance(o, Tensor) and (o.is_floating_point() or o.is_complex()) # Any object
 
 def near_zero(v:Tensor): # Sample of an output
     "The share of `v` that is 0.05 or less, as fastai counts it: a number, or a tensor that is not on the CPU."
@@ -219,7 +218,7 @@ class LayerStats(ActivationStats):
     def hook(self, m, i, o):
         "Keep mean, std and the share near zero of the first output of `m`: fastai's numbers, not yet read from the device"
         if not isinstance(o, Tensor): o = first_tensor(o)
-        if self.names[m] in self.rows or o is None or not _is_real_or_complex(o): return
+        if self.names[m] in self.rows or not has_moments(o): return
         with torch._C.DisableTorchFunction(): # plain tensors, and unseen by who watches the pass
             sample = spread_sample(o)
             self.record(m, o, *((0.,0.) if m in self.silent and not sample.any() else self.moments(o)), sample)
@@ -236,7 +235,8 @@ class LayerStats(ActivationStats):
     def table(self)->list:
         "A dict for each layer: layer, type, shape, mean and std, read from the device, and the sample that near_zero is counted in"
         vals = iter(read_all(r[k] for r in self.rows.values() for k in ('mean','std')))
-        return [dict(layer=n, type=type(r['module']).__name__, shape=tuple(r['shape']), mean=abs(v) if isinstance(v := next(vals), complex) else v, std=next(vals), sample=r['sample']) for n,r in self.rows.items()]
+        return [dict(layer=n, type=type(r['module']).__name__, shape=tuple(r['shape']), mean=next(vals), std=next(vals), sample=r['sample'])
+                for n,r in self.rows.items()]
 
 # %% ../nbs/02_stats.ipynb #1f94c3fa
 def first_tensor(o): # Output of a module: a tensor, or tuples, lists and dicts of them
@@ -247,13 +247,19 @@ def first_tensor(o): # Output of a module: a tensor, or tuples, lists and dicts 
     return next((t for t in map(first_tensor, o) if t is not None), None) if isinstance(o, (list,tuple,type({}.values()))) else None
 
 # %% ../nbs/02_stats.ipynb #9056f1bc
+def _pooled(parts): # (n, std, mean) of each part
+    "(std, mean) of all parts together"
+    total = sum(n for n,*_ in parts)
+    mean = sum(n*m for n,_,m in parts)/total
+    return math.sqrt(sum((n-1)*s**2 + n*(m-mean)**2 for n,s,m in parts)/(total-1)),mean
+
 class Pool:
     "A context in which the processes of `torch.distributed`, if there are several, act as one: `pool(name, n, std, mean)` gives the moments of all values together."
     def __init__(self,
-        device=None, # Where messages are made; the backend may want its own
+        model:nn.Module, # Messages are made where its first parameter is: not every backend takes them from the CPU
     ):
-        self.device,self.open = device,True
-        self.size = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        self.open,self.size = True,dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        self.device = first(model.parameters()).device if self.size>1 else None
 
     def gather(self, t): # What every process has to say, as lists
         res = [torch.empty_like(t) for _ in range(self.size)]
@@ -271,11 +277,7 @@ class Pool:
                         'The model is as it was, on all of them')
 
     def __call__(self, what:str, n:int, std, mean)->tuple: # (std, mean) of all processes' values
-        if self.size==1: return std,mean
-        rows = self.exchange(what, n, float(std), float(mean))
-        total = sum(k for k,*_ in rows)
-        mean = sum(k*m for k,_,m in rows)/total
-        return math.sqrt(sum((k-1)*s**2 + k*(m-mean)**2 for k,s,m in rows)/(total-1)),mean
+        return (std,mean) if self.size==1 else _pooled(self.exchange(what, n, float(std), float(mean)))
 
     @torch.no_grad()
     def share(self, params): # Tensors, given the values of process 0
@@ -288,13 +290,10 @@ class Pool:
         "The table of all processes together; after this none can fail for another"
         if self.size==1: return rows
         self.exchange('the end', details=[r['layer'] for r in rows])
-        self.open,k = False,[math.prod(r['shape']) for r in rows]
-        parts = self.gather(torch.tensor([[n, r['std'], r['mean']] for n,r in zip(k, rows)], dtype=torch.double, device=self.device))
-        for i,r in enumerate(rows):
-            if r['layer'] in but: continue
-            total = sum(p[i][0] for p in parts)
-            r['mean'] = sum(p[i][0]*p[i][2] for p in parts)/total
-            r['std'] = math.sqrt(sum((p[i][0]-1)*p[i][1]**2 + p[i][0]*(p[i][2]-r['mean'])**2 for p in parts)/(total-1))
+        self.open = False
+        parts = self.gather(torch.tensor([[math.prod(r['shape']), r['std'], r['mean']] for r in rows], dtype=torch.double, device=self.device))
+        for r,*p in zip(rows, *parts):
+            if r['layer'] not in but: r['std'],r['mean'] = _pooled(p)
         return rows
 
     def __enter__(self): return self

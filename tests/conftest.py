@@ -7,12 +7,14 @@ def _seeded():
     torch.manual_seed(0)
     torch.set_num_threads(2)
 
+AFFINE = (torch.nn.Linear, torch.nn.Bilinear, torch.nn.modules.conv._ConvNd, torch.nn.MultiheadAttention)
+
 def outputs(model, types, *xb):
-    "The first output of every module of `types`, seen by plain hooks in a pass of their own, batchnorm in training mode"
+    "The first output of every module of `types`, seen by plain hooks in a pass of their own, batchnorm in training mode; an attention's by the name of its last layer"
     from copy import deepcopy
     from functools import partial
     model,res = deepcopy(model).eval(),{}
-    def _keep(n, m, i, o): res.setdefault(n, first_tensor(o).detach().to(torch.cdouble if first_tensor(o).is_complex() else torch.double).clone())
+    def _keep(n, m, i, o): res.setdefault(f'{n}.out_proj' if isinstance(m, torch.nn.MultiheadAttention) else n, first_tensor(o).detach().double().clone())
     for n,m in model.named_modules():
         if isinstance(m, torch.nn.modules.batchnorm._NormBase): m.train()
         if isinstance(m, types): m.register_forward_hook(partial(_keep, n))

@@ -213,3 +213,22 @@ def test_vision_learner(images, workers):
     learn = quiet(vision_learner(images, resnet18, pretrained=False, metrics=accuracy, cbs=LSUVCallback()))
     with learn.no_logging(): learn.fine_tune(1)
     assert learn.lsuv.done and learn.lsuv.report.df.converged.any()
+
+@pytest.mark.parametrize('when', ['before the Learner', 'after it'])
+@pytest.mark.parametrize('wrap', [nn.DataParallel, partial(torch.compile, backend='eager')])
+def test_wrapped_keeps_loaded(wrap, when):
+    "A wrapper gives layers other names; what was loaded is still told"
+    trained,model = net(),net()
+    learn = quiet(learner(model=model if when=='after it' else wrap(model), cbs=LSUVCallback()))
+    model.load_state_dict(trained.state_dict())
+    if when=='after it': learn.model = wrap(model)
+    with learn.no_logging(): learn.fit(1, 0.)
+    assert learn.lsuv.done and same(model.parameters(), trained.parameters())
+    assert (learn.lsuv.report.df.status=='loaded').all() and list(learn.lsuv.report.df.layer)==['0','2','4']
+
+def test_wrapped_is_initialized():
+    model = net()
+    learn = quiet(learner(model=nn.DataParallel(model), cbs=LSUVCallback(force=True)))
+    before = weights(learn)
+    with learn.no_logging(): learn.fit(1, 0.)
+    assert not same(before, weights(learn)) and list(init_layers(learn.model))==['0','2','4']

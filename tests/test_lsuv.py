@@ -9,9 +9,7 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from hypothesis import given, settings, strategies as st
 from fastai.vision.all import xresnet18
 from fastinit.all import *
-from conftest import Unchanged, outputs
-
-AFFINE = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
+from conftest import AFFINE, Unchanged, outputs
 
 def mlp(n=4, d=30, act=nn.ReLU): return nn.Sequential(*[o for _ in range(n) for o in (nn.Linear(d,d), act())], nn.Linear(d,10))
 

@@ -10,7 +10,7 @@ from fastai.tabular.model import TabularModel
 from fastai.vision.models.unet import DynamicUnet
 from fastai.vision.all import xresnet18
 from fastinit.all import *
-from conftest import Unchanged, outputs
+from conftest import AFFINE, Unchanged, outputs
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 
@@ -18,10 +18,9 @@ def fit(model, *xb, near=1e-4, **kwargs):
     "`lsuv_` with nothing else changed; every scaled layer's output has std 1 in a pass of its own"
     may = {n for n,_ in model.named_parameters()}
     with Unchanged(model, may): report = lsuv_(model, *xb, **kwargs)
-    done,inner = report.df[report.df.scale.notna()],unwrap(model)
-    seen = outputs(inner, (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.Embedding, nn.MultiheadAttention), *xb)
-    units = {n+'.out_proj':n for n,m in inner.named_modules() if isinstance(m, nn.MultiheadAttention)}
-    for r in done.itertuples(): assert abs(seen[units.get(r.layer, r.layer)].std()-1)<near, r.layer
+    done = report.df[report.df.scale.notna()]
+    seen = outputs(model, (*AFFINE, nn.Embedding), *xb)
+    for n in done.layer: assert abs(seen[n].std()-1)<near, n
     return report
 
 def test_attention_is_one_unit():
@@ -189,8 +188,7 @@ def test_scripted():
     inner = nn.Sequential(nn.Linear(8,8), nn.ReLU())
     with pytest.raises(ValueError, match='initialize it, then script it'): lsuv_(torch.jit.script(inner), torch.randn(64,8))
     model,x = nn.Sequential(torch.jit.script(inner), nn.Linear(8,3)),torch.randn(64,8)
-    before = model[0].state_dict()
-    before = {k:v.clone() for k,v in before.items()}
+    before = {k:v.clone() for k,v in model[0].state_dict().items()}
     r = lsuv_(model, x)
     assert abs(r['1']['std']-1)<1e-5 and all(torch.equal(v, before[k]) for k,v in model[0].state_dict().items())
     assert model[0].training and model[1].training

@@ -6,15 +6,13 @@ import os, time
 from functools import partial
 from pathlib import Path
 import pandas as pd, pytest, torch, torchvision
-from torch import nn
 import fastai.vision.models.xresnet as xresnet
 from fastinit.all import *
-from conftest import Unchanged, outputs
+from conftest import AFFINE, Unchanged, outputs
 
 WHOLE = bool(os.environ.get('FASTINIT_ZOO'))
 FEW = ['alexnet','squeezenet1_1','resnext50_32x4d','mobilenet_v2','efficientnet_b0','vit_b_32','maxvit_t','fcn_resnet50','r3d_18','xresnet34_deep']
 LEFT_OUT = dict(mvit_v1_b='made for 16 images of 224 pixels only', mvit_v2_s='made for 16 images of 224 pixels only', xsenet154='cannot be built in fastai 2.8')
-AFFINE = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
 rows = []
 
 def names():
@@ -56,12 +54,11 @@ def test_zoo(name):
         t = time.perf_counter()-t
     h.remove()
     assert len(calls)==1
-    seen,units = outputs(model, AFFINE, *xb),{n+'.out_proj':n for n,m in model.named_modules() if isinstance(m, nn.MultiheadAttention)}
+    seen = outputs(model, AFFINE, *xb)
     done = report.df[report.df.scale.notna() & report.df.status.ne('zero')] # zero: fed by zeros, as in a branch behind a zero norm
-    worst = max(abs(seen[units.get(n, n)].std().item()-1) for n in done.layer)
-    called = {n for n,m in model.named_modules() if isinstance(m, AFFINE) and n in seen}
+    worst = max(abs(seen[n].std().item()-1) for n in done.layer)
     assert worst<=1e-3, report
-    assert not {units.get(n, n) for n in report.df.layer[report.df.status.eq('not called')]} & called
+    assert not set(report.df.layer[report.df.status.eq('not called')]) & set(seen)
     with torch.no_grad(): forward = min(timed(partial(model.eval(), *xb)) for _ in range(2))
     rows.append(dict(model=name, layers=len(report), scaled=len(done), left='; '.join(f'{c} {s}' for s,c in report.df.status[~report.df.status.isin(['ok','vanishing','exploding','dead'])].value_counts().items()),
                      worst=worst, seconds=t, forward=forward, ratio=t/forward))

@@ -30,7 +30,7 @@ test: .venv/dev  ## the notebooks, then the tests
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2
 	$(BIN)/python -m pytest
 
-zoo: .venv/dev  ## every architecture of torchvision and fastai; benchmarks/zoo.csv (about 5 minutes)
+zoo: .venv/dev  ## every architecture of torchvision and fastai; benchmarks/zoo.csv (some 4 minutes)
 	FASTINIT_ZOO=1 $(BIN)/python -m pytest tests/test_zoo.py
 
 docs: .venv/docs  ## the site, in _docs/

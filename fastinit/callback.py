@@ -143,15 +143,30 @@ class LSUVCallback(InitCallback):
         return {'pre':None, **self.kwargs} if before else self.kwargs
 
 # %% ../nbs/05_callback.ipynb #1e452c12
+def _targets(learn):
+    "The targets of the batch of `_batch`"
+    with no_random(42+rank_distrib()): b = learn.dls.train.new().one_batch() if hasattr(learn.dls.train, 'new') else first(learn.dls.train)
+    n = getattr(learn.dls, 'n_inp', 1 if len(b)==1 else len(b)-1)
+    return to_device(tuple(b)[n:], first(learn.model.parameters()).device)
+
 @patch
 @delegates(plot_init_stats)
 def init_report(self:Learner,
     include_paramless:bool=False, # Also measure modules without parameters (where nothing was recorded)
+    hist:bool=False, # Also the histogram of each layer, of the model as it is now
+    grads:bool=False, # Also the std of the loss's gradient at each layer, of the model as it is now; the loss without other callbacks
     **kwargs
-)->InitReport: # What an initialization recorded before training, else the model as it is now
-    "Draw mean and std of every layer on one training batch, and return the report."
-    report = getattr(self, '_init_report', None) or init_stats(self.model, *_batch(self), include_paramless=include_paramless)
+)->InitReport: # What an initialization recorded before training; with `hist` or `grads`, or where nothing was recorded, the model as it is now
+    "Draw mean and std of every layer on one training batch, and return the report; the model, its gradients and the data order stay as they are."
+    report = None if hist or grads else getattr(self, '_init_report', None)
+    if report is None:
+        model,xb = check_model(self.model),_batch(self)
+        report = init_stats(model, *xb, include_paramless=include_paramless)
+        if hist: report.hists = layer_hists(model, *xb, include_paramless=include_paramless)
+        if grads: report.df['grad_std'] = report.df.layer.map(layer_grads(model, self.loss_func, xb, _targets(self), include_paramless))
     report.plot(**kwargs)
+    if hist: plot_hists(report)
+    if grads: plot_grads(report)
     return report
 
 @patch

@@ -7,7 +7,7 @@ Docs: https://fastinit.github.io/fastinit/stats.html.md"""
 # %% auto #0
 __all__ = ['VANISHING', 'EXPLODING', 'all_or_nothing', 'unmoved_rng', 'probing', 'InitError', 'forward', 'flat', 'spread_sample',
            'Moments', 'has_moments', 'near_zero', 'attention_units', 'LayerStats', 'first_tensor', 'Pool', 'InitReport',
-           'judged', 'frame', 'init_stats']
+           'judged', 'frame', 'init_stats', 'layer_hists', 'layer_grads']
 
 # %% ../nbs/02_stats.ipynb #ab3f01e8
 from fastai.basics import *
@@ -398,3 +398,96 @@ def init_stats(
     model = unwrap(model)
     with probing(check_model(model), *xb) as notes, LayerStats(model, include_paramless) as stats: forward(model, *xb)
     return InitReport(frame(judged(stats)), notes=notes)
+
+# %% ../nbs/02_stats.ipynb #9be62875
+_remedies = {'not finite': 'look for NaN or inf in the batch and the weights, and for values too large for a 16-bit dtype',
+             'dead': 'the output does not depend on the input: look for dead activations or a zero input just before it, then initialize again',
+             'exploding': 'initialize with LSUV or Kaiming, or put a normalization layer after it',
+             'vanishing': 'initialize with LSUV or Kaiming, or put a normalization layer after it',
+             'loaded': 'kept as they are; name them in `layers=` to initialize them all the same',
+             'pretrained': 'kept as they are; name them in `layers=` to initialize them all the same',
+             'frozen': 'kept as they are; unfreeze them, or name them in `layers=`, to initialize them',
+             'shared': 'a weight or bias in several modules has no start that suits all: look at their std below',
+             'not called': 'the batch did not reach them: if training does, initialize with such a batch',
+             'unsupported parametrization': 'set their scale before the parametrization is added',
+             'unsupported output': 'they give no tensor of numbers that could be scaled: initialize them by hand',
+             'not affine': 'their output is not proportional to their weight: initialize them by hand'}
+
+@patch(as_prop=True)
+def advice(self:InitReport)->str:
+    "What is wrong, the worst first, and what to do about it: a line for each kind; empty if all is well."
+    of,df = groupby(zip(self.df.status, self.df.layer), 0, 1),self.df
+    slow = list(df.layer[df.converged.eq(False).fillna(False)]) if 'converged' in df else []
+    if slow: of['off target'] = slow
+    todo = {**_remedies, 'off target': 'no scale of the layer gives the target std after its activation: use another activation, or at=\'layer\''}
+    return '\n'.join(f"{len(of[k])} {k} ({', '.join(of[k][:3])}{', …' if len(of[k])>3 else ''}): {v}" for k,v in todo.items() if k in of)
+
+@patch
+def __str__(self:InitReport):
+    cols = [c for c in ('layer','type','shape','mean','std','grad_std','std_before','scale','status') if c in self.df]
+    return '\n'.join(filter(None, [repr(self), self.advice, self.df[cols].to_string(max_rows=60, float_format='{:.3g}'.format)]))
+
+# %% ../nbs/02_stats.ipynb #109de370
+class _Hists(LayerStats):
+    "A histogram of the first output of each module"
+    def __init__(self, model, include_paramless, bins, lim):
+        super().__init__(model, include_paramless)
+        self.hists,self.bins,self.lim = {},bins,lim
+
+    def hook(self, m, i, o):
+        o,n = first_tensor(o),self.names[m]
+        if o is None or n in self.hists or not o.is_floating_point(): return
+        with torch._C.DisableTorchFunction(): self.hists[n] = torch.histc(o.float().clamp(-self.lim, self.lim), self.bins, -self.lim, self.lim)/o.numel()
+
+def layer_hists(
+    model:nn.Module, # Any model; left bit-identical
+    *xb, # Its inputs: one batch
+    bins:int=81, # Number of bins; an odd number has one around 0
+    lim:float=4., # Range ±lim
+    include_paramless:bool=False, # Also the modules without parameters, such as ReLU?
+)->pd.DataFrame: # A column a layer, in order of execution; a row a bin, by its middle; the share of the layer's values in it
+    "The histogram of every layer's output on one batch, in one forward pass; changes nothing."
+    model,edges = unwrap(model),np.linspace(-lim, lim, bins+1)
+    with probing(check_model(model), *xb), _Hists(model, include_paramless, bins, lim) as s: forward(model, *xb)
+    return pd.DataFrame({n:to_np(h) for n,h in s.hists.items()}, index=(edges[1:]+edges[:-1])/2)
+
+InitReport.hists = None # where nobody asked for them
+
+# %% ../nbs/02_stats.ipynb #127cf5b3
+class _Grads(LayerStats):
+    "The gradient at the first output of each module"
+    def __init__(self, model, include_paramless):
+        super().__init__(model, include_paramless)
+        self.stds = {} # in the order of execution; filled on the way back
+
+    def hook(self, m, i, o):
+        o,n = first_tensor(o),self.names[m]
+        if o is None or n in self.stds or not o.requires_grad: return
+        self.stds[n] = math.nan
+        o.register_hook(lambda g: self.stds.update({n: g.detach().float().std(correction=min(1, g.numel()-1))}))
+
+@contextmanager
+def _all_require_grad(model):
+    "Frozen parameters too"
+    frozen = [p for p in model.parameters() if not p.requires_grad and (p.is_floating_point() or p.is_complex())]
+    for p in frozen: p.requires_grad_(True)
+    try: yield [p for p in model.parameters() if p.requires_grad]
+    finally:
+        for p in frozen: p.requires_grad_(False)
+
+def layer_grads(
+    model:nn.Module, # Any model; left bit-identical, its gradients too
+    loss_func, # Of (the model's output, *yb)
+    xb, # The model's inputs: a tensor, or a tuple of them
+    yb, # The targets, likewise
+    include_paramless:bool=False, # Also the modules without parameters, such as ReLU?
+)->pd.Series: # Dotted name → std of the gradient of the loss at the layer's output
+    "The size of the gradient at every layer's output, in one forward and one backward pass; changes nothing."
+    model,xb,yb = unwrap(model),*(tuple(o) if isinstance(o, (tuple,list)) else (o,) for o in (xb,yb))
+    rnn = any(isinstance(m, nn.RNNBase) for m in model.modules()) # cuDNN's has no backward pass in evaluation mode
+    with probing(check_model(model), *xb), _all_require_grad(model) as ps, _Grads(model, include_paramless) as s, torch.enable_grad():
+        with torch.backends.cudnn.flags(enabled=False) if rnn else nullcontext():
+            loss = loss_func(forward(model, *xb), *yb).mean()
+            if not loss.requires_grad: raise InitError('the loss does not depend on the parameters: look for detach() or no_grad() in the model and the loss')
+            torch.autograd.grad(loss, ps, allow_unused=True)
+    return pd.Series(dict(zip(s.stds, read_all(s.stds.values()))), dtype=float)

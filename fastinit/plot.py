@@ -21,7 +21,7 @@ _palette = ['#0072B2','#E69F00','#009E73','#CC79A7','#56B4E9','#D55E00','#F0E442
 _known = dict(default='#E69F00', kaiming='#0072B2', lsuv='#009E73', normal='#D55E00', xavier='#CC79A7', orthogonal='#56B4E9')
 
 def scheme_colors(
-    names, # Names of schemes
+    names:Iterable, # Names of schemes
 )->dict: # Name → colour; the same for a scheme in every chart
     "A colour for each scheme that colour-blind people can tell from the others."
     res = {n:_known[n] for n in names if n in _known}
@@ -59,7 +59,7 @@ def _marks(reports):
     return ([mark(marker='o', mfc='white', label='zero by design')] if df.status.eq('zero').any() else []) + (
             [mark(marker='x', label='not finite')] if not (np.isfinite(df['mean']) & np.isfinite(df['std'])).all() else [])
 
-def _as_dict(reports):
+def _as_dict(reports)->dict:
     "One report or many, by name, without the layers that were not called"
     if isinstance(reports, InitReport): reports = {reports.scheme or 'as it is': reports}
     if not reports: raise ValueError('nothing to plot: pass an InitReport, or a dict of them')
@@ -67,11 +67,11 @@ def _as_dict(reports):
 
 # %% ../nbs/04_plot.ipynb #812949a1
 def plot_init_stats(
-    reports, # An `InitReport`, or {name: report}, one line each
-    zoom:float=None, # Show means within ±zoom and stds up to 1+zoom; None for all
-    axs=None, # Two axes to draw in
-    figsize:tuple=None, # Inches; None to fit the number of layers
-): # The two axes: mean left, std right
+    reports:InitReport|dict, # An `InitReport`, or {name: report}, one line each
+    zoom:float|None=None, # Show means within ±zoom and stds up to 1+zoom; None for all
+    axs:Sequence|None=None, # Two axes to draw in
+    figsize:tuple|None=None, # Inches; None to fit the number of layers
+)->Sequence: # The two axes: mean left, std right
     "Mean (left) and std (right) of every layer's output, one line a scheme; guides at 0 and at the target, open circles for layers that are zero by design."
     reports = _as_dict(reports)
     names = max((list(r.df.layer) for r in reports.values()), key=len)
@@ -93,18 +93,18 @@ def plot_init_stats(
 # %% ../nbs/04_plot.ipynb #eaca79a5
 @patch
 @delegates(plot_init_stats)
-def plot(self:InitReport, **kwargs):
-    "Draw the chart of this report; returns the two axes."
+def plot(self:InitReport, **kwargs)->Sequence: # The two axes: mean left, std right
+    "Draw the chart of this report."
     axs = plot_init_stats({self.scheme or 'as it is': self}, **kwargs)
     self.fig = axs[0].figure
     return axs
 
 # %% ../nbs/04_plot.ipynb #bfc61ac3
 def plot_hists(
-    hists, # As `layer_hists` gives them, or an `InitReport` that has them
-    ax=None, # Axes to draw in
-    figsize:tuple=None, # Inches; None to fit the number of layers
-): # The axes
+    hists:pd.DataFrame|InitReport, # As `layer_hists` gives them, or an `InitReport` that has them
+    ax:plt.Axes|None=None, # Axes to draw in
+    figsize:tuple|None=None, # Inches; None to fit the number of layers
+)->plt.Axes: # The axes
     "The histogram of every layer's output, a column a layer, the share of its values as brightness: the fastai course's 'colorful dimension'."
     h = hists.hists if isinstance(hists, InitReport) else hists
     if h is None: raise ValueError('no histograms were recorded: `learn.init_report(hist=True)`, or pass `layer_hists(model, xb)`')
@@ -118,10 +118,10 @@ def plot_hists(
     return ax
 
 def plot_grads(
-    reports, # An `InitReport` with gradients, or {name: report}, one line each
-    ax=None, # Axes to draw in
-    figsize:tuple=None, # Inches; None to fit the number of layers
-): # The axes
+    reports:InitReport|dict, # An `InitReport` with gradients, or {name: report}, one line each
+    ax:plt.Axes|None=None, # Axes to draw in
+    figsize:tuple|None=None, # Inches; None to fit the number of layers
+)->plt.Axes: # The axes
     "Std of the loss's gradient at every layer's output, on a log scale."
     reports = {k:r for k,r in _as_dict(reports).items() if 'grad_std' in r.df}
     if not reports: raise ValueError('no gradients were recorded: `learn.init_report(grads=True)`')
@@ -190,7 +190,7 @@ def _svg(fig):
 
 @patch
 def to_html(self:InitReport,
-    path, # File to write, such as 'init.html'
+    path:str|Path, # File to write, such as 'init.html'
     title:str='How the network starts', # Heading of the page
 )->Path: # `path`
     "Write one page with summary, charts and table that needs nothing else and no network."
@@ -219,10 +219,10 @@ def compare(self:InitReport,
 
 # %% ../nbs/04_plot.ipynb #56adae17
 def plot_depth(
-    reports, # An `InitReport`, or {name: report}, of plain deep networks
-    ax=None, # Axes to draw in
+    reports:InitReport|dict, # An `InitReport`, or {name: report}, of plain deep networks
+    ax:plt.Axes|None=None, # Axes to draw in
     figsize:tuple=(7,4), # Inches
-): # The axes
+)->plt.Axes: # The axes
     "Std of the output against depth on a log scale; a vertical line marks the depth at which values stop being finite."
     reports = _as_dict(reports)
     if ax is None: ax = plt.subplots(figsize=figsize, layout='constrained')[1]
@@ -241,9 +241,9 @@ def plot_depth(
 def plot_metrics(
     results:pd.DataFrame, # Columns scheme, epoch and the metric; with several seeds, one row each
     metric:str='accuracy', # Column to draw
-    ax=None, # Axes to draw in
+    ax:plt.Axes|None=None, # Axes to draw in
     figsize:tuple=(7,4), # Inches
-): # The axes
+)->plt.Axes: # The axes
     "A metric by epoch, one line a scheme: the mean over seeds, and a band from the lowest to the highest."
     if metric not in results: raise ValueError(f"no column '{metric}'; there are {', '.join(results.columns)}")
     if ax is None: ax = plt.subplots(figsize=figsize, layout='constrained')[1]

@@ -14,6 +14,8 @@ import base64, html, io
 import matplotlib.pyplot as plt
 from .layers import *
 from .stats import *
+from .stats import _compact
+from . import __version__
 from .lsuv import *
 
 # %% ../nbs/04_plot.ipynb #b93c0501
@@ -122,13 +124,15 @@ def plot_grads(
     ax:plt.Axes|None=None, # Axes to draw in
     figsize:tuple|None=None, # Inches; None to fit the number of layers
 )->plt.Axes: # The axes
-    "Std of the loss's gradient at every layer's output, on a log scale."
+    "Std of the loss's gradient at every layer's output, on a log scale; open circles where there is none."
     reports = {k:r for k,r in _as_dict(reports).items() if 'grad_std' in r.df}
     if not reports: raise ValueError('no gradients were recorded: `learn.init_report(grads=True)`')
     names = max((list(r.df.layer) for r in reports.values()), key=len)
     if ax is None: ax = plt.subplots(figsize=figsize or (min(16, 7+len(names)/20), 4), layout='constrained')[1]
     for (k,r),c in zip(reports.items(), scheme_colors(reports).values()):
         ax.plot(range(len(r.df)), r.df.grad_std.where(r.df.grad_std>0), color=c, marker='o' if len(r.df)<=30 else '.', ms=4, lw=1.5, label=k)
+        if (none := np.flatnonzero(r.df.grad_std==0)).size: # no place on a log scale
+            ax.plot(none, np.zeros(none.size), color=c, marker='o', mfc='white', ms=6, ls='', clip_on=False, zorder=5, transform=ax.get_xaxis_transform(), label=f'{k}: none')
     _ticks(ax, names)
     ax.set_yscale('log'); ax.set_ylabel('std of the gradient (log scale)')
     ax.grid(alpha=0.25); ax.legend(frameon=False)
@@ -141,17 +145,17 @@ _sort_js = ("const h=event.target.closest('th');if(h){const b=this.tBodies[0],i=
 
 def _cell(c, v):
     "One cell of the table: numbers to three digits, the status in its colour"
-    if isinstance(v, float): v = '' if math.isnan(v) and c not in ('mean','std') else f'{v:.3g}'
+    if isinstance(v, float): v = '' if math.isnan(v) and c not in ('mean','std') else short_number(v)
     style = f'background:{_status_colors.get(v, "#fdf3c7")};' if c=='status' else ''
     left = 'left' if c in ('layer','type','status') else 'right'
-    return f'<td style="{style}color:#222;text-align:{left};padding:1px 8px">{html.escape("" if v is None or v is pd.NA else str(v))}</td>'
+    return f'<td style="{style}color:#222;text-align:{left};padding:1px 8px;white-space:nowrap">{html.escape("" if v is None or v is pd.NA else str(v))}</td>'
 
-def _table(report):
+def _table(report, cols=None):
     "The table as HTML that needs no style sheet"
-    df = report.df.rename_axis('#').reset_index()
+    df = (report.df if cols is None else report.df[[c for c in cols if c in report.df]]).rename_axis('#').reset_index()
     head = ''.join(f'<th style="position:sticky;top:0;background:#fff;color:#222;cursor:pointer;padding:1px 8px" title="click to sort">{c}</th>' for c in df)
     rows = ''.join(f'<tr>{"".join(_cell(c, v) for c,v in zip(df, r))}</tr>' for r in df.astype(object).itertuples(index=False))
-    return (f'<div style="max-height:26em;overflow:auto"><table class="init-report" style="font-size:85%;border-collapse:collapse" onclick="{html.escape(_sort_js)}">'
+    return (f'<div style="max-height:26em;overflow:auto"><table class="init-report" style="font-size:85%;border-collapse:collapse;background:#fff" onclick="{html.escape(_sort_js)}">'
             f'<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>')
 
 def _text(report):
@@ -159,7 +163,7 @@ def _text(report):
     esc = lambda s: html.escape(s).replace('\n', '<br/>')
     todo = ''.join(f'<li>{esc(o)}</li>' for o in report.advice.splitlines())
     notes = ''.join(f'<br/>{esc(o)}' for o in report.notes)
-    return f'<p>{f"<b>{esc(report.scheme)}</b>: " if report.scheme else ""}{esc(report.summary)}{notes}</p>' + (f'<ul>{todo}</ul>' if todo else '')
+    return f'<p>{f"<b>{esc(report.scheme)}</b>: " if report.scheme else ""}{esc(report._counts)}{notes}</p>' + (f'<ul>{todo}</ul>' if todo else '')
 
 def _charts(report):
     "Every chart that the report has the numbers for"
@@ -181,7 +185,7 @@ def _repr_html_(self:InitReport):
     imgs = ''
     if not plt.fignum_exists(getattr(getattr(self,'fig',None), 'number', None) or -1):
         imgs = ''.join(f'<img style="max-width:100%" src="data:image/png;base64,{base64.b64encode(_saved(f, format="png", dpi=80)).decode()}"/>' for f in _charts(self))
-    return _text(self) + imgs + _table(self)
+    return _text(self) + imgs + _table(self, _compact)
 
 def _svg(fig):
     "`fig` as an svg element, the same each time"
@@ -194,7 +198,7 @@ def to_html(self:InitReport,
     title:str='How the network starts', # Heading of the page
 )->Path: # `path`
     "Write one page with summary, charts and table that needs nothing else and no network."
-    libs = ' · '.join(f'{n} {version(d)}' for n,d in (('fastinit','fastai-fastinit'),('fastai','fastai'),('torch','torch')))
+    libs = ' · '.join([f'fastinit {__version__}', *(f'{n} {version(n)}' for n in ('fastai','torch'))])
     ids = enumerate(_svg(f) for f in _charts(self))
     svgs = ''.join(re.sub(r'(id="|href="#|url\(#)', rf'\g<1>c{i}-', s) for i,s in ids) # several charts in one page need ids of their own
     path = Path(path)

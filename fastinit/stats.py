@@ -7,7 +7,7 @@ Docs: https://fastinit.github.io/fastinit/stats.html.md"""
 # %% auto #0
 __all__ = ['VANISHING', 'EXPLODING', 'all_or_nothing', 'unmoved_rng', 'probing', 'InitError', 'forward', 'flat', 'spread_sample',
            'Moments', 'has_moments', 'near_zero', 'attention_units', 'LayerStats', 'first_tensor', 'Pool', 'InitReport',
-           'judged', 'frame', 'init_stats', 'layer_hists', 'layer_grads']
+           'short_number', 'judged', 'frame', 'init_stats', 'layer_hists', 'layer_grads']
 
 # %% ../nbs/02_stats.ipynb #ab3f01e8
 from fastai.basics import *
@@ -372,15 +372,59 @@ class InitReport:
         return self
 
     @property
-    def summary(self)->str: # Such as '54 layers: 49 ok, 5 vanishing (first: 4.convpath.1.0)'
-        "How many layers there are of each status, in one line"
+    def _counts(self):
+        "How many layers there are of each status, the worst first"
         counts = self.df.status.value_counts(sort=False)
-        order = [o for o in ('ok','not finite','dead','exploding','vanishing') if o in counts] 
-        parts = [f'{counts[o]} {_words.get(o,o)}' + ('' if o in ('ok','zero') else f" (first: {self.df.layer[self.df.status.eq(o)].iloc[0]})")
-                 for o in dict.fromkeys([*order, *counts.index])]
+        worst,fine = [o for o in ('not finite','dead','exploding','vanishing') if o in counts],[o for o in ('ok','zero') if o in counts]
+        parts = [f'{counts[o]} {_words.get(o,o)}' + ('' if o in fine else f" (first: {self.df.layer[self.df.status.eq(o)].iloc[0]})")
+                 for o in dict.fromkeys([*worst, *(o for o in counts.index if o not in fine), *fine])]
         return f"{len(self)} layers: {', '.join(parts)}"
 
-    def __repr__(self): return '\n'.join([(f'{self.scheme}: ' if self.scheme else '') + self.summary, *self.notes])
+    @property
+    def summary(self)->str: # Such as '54 layers: 5 vanishing (first: 4.convpath.1.0), 49 ok. Vanishing: initialize with …'
+        "How many layers there are of each status, the worst first, and what to do about that, in one line"
+        what,_,todo = self.advice.partition('\n')[0].partition(': ')
+        return self._counts + (f". {re.sub(r'^[0-9]+ | [(].*', '', what).capitalize()}: {todo}" if todo else '')
+
+    def _lines(self, text): return [(f'{self.scheme}: ' if self.scheme else '') + text, *self.notes]
+    def __repr__(self): return '\n'.join(self._lines(self.summary))
+
+# %% ../nbs/02_stats.ipynb #9be62875
+_remedies = {'not finite': 'look for NaN or inf in the batch and the weights, and for values too large for a 16-bit dtype',
+             'dead': 'the output does not depend on the input: look for dead activations or a zero input just before it, then initialize again',
+             'exploding': 'initialize with LSUV or Kaiming, or put a normalization layer after it',
+             'vanishing': 'initialize with LSUV or Kaiming, or put a normalization layer after it',
+             'loaded': 'kept as they are; name them in `layers=` to initialize them all the same',
+             'pretrained': 'kept as they are; name them in `layers=` to initialize them all the same',
+             'frozen': 'kept as they are; unfreeze them, or name them in `layers=`, to initialize them',
+             'shared': 'a weight or bias in several modules has no start that suits all: look at their std below',
+             'not called': 'the batch did not reach them: if training does, initialize with such a batch',
+             'unsupported parametrization': 'set their scale before the parametrization is added',
+             'unsupported output': 'they give no tensor of numbers that could be scaled: initialize them by hand',
+             'not affine': 'their output is not proportional to their weight: initialize them by hand'}
+
+_compact = ('layer','type','shape','mean','std','grad_std','std_before','scale','status')
+
+def short_number(
+    v:float, # Any number
+)->str: # Such as '0.0123' or '2e-10'
+    "Three digits of `v`; one where it is next to nothing."
+    return f'{v:.3g}' if v==0 or not abs(v)<1e-4 else f'{v:.0e}'.replace('e-0', 'e-')
+
+@patch(as_prop=True)
+def advice(self:InitReport)->str: # Lines
+    "What is wrong, the worst first, and what to do about it: a line for each kind; empty if all is well."
+    of,df = groupby(zip(self.df.status, self.df.layer), 0, 1),self.df
+    slow = list(df.layer[df.converged.eq(False).fillna(False)]) if 'converged' in df else []
+    if slow: of['off target'] = slow
+    todo = {**_remedies, 'off target': 'no scale of the layer gives the target std after its activation: use another activation, or at=\'layer\''}
+    return '\n'.join(f"{len(of[k])} {k} ({', '.join(of[k][:3])}{', …' if len(of[k])>3 else ''}): {v}" for k,v in todo.items() if k in of)
+
+@patch
+def __str__(self:InitReport):
+    df = self.df[[c for c in _compact if c in self.df]]
+    table = df.to_string(max_rows=24, na_rep='', float_format=short_number)
+    return '\n'.join(filter(None, [*self._lines(self._counts), self.advice, table]))
 
 # %% ../nbs/02_stats.ipynb #76739479
 def judged(
@@ -413,34 +457,6 @@ def init_stats(
     model = unwrap(model)
     with probing(check_model(model), *xb) as notes, LayerStats(model, include_paramless) as stats: forward(model, *xb)
     return InitReport(frame(judged(stats)), notes=notes)
-
-# %% ../nbs/02_stats.ipynb #9be62875
-_remedies = {'not finite': 'look for NaN or inf in the batch and the weights, and for values too large for a 16-bit dtype',
-             'dead': 'the output does not depend on the input: look for dead activations or a zero input just before it, then initialize again',
-             'exploding': 'initialize with LSUV or Kaiming, or put a normalization layer after it',
-             'vanishing': 'initialize with LSUV or Kaiming, or put a normalization layer after it',
-             'loaded': 'kept as they are; name them in `layers=` to initialize them all the same',
-             'pretrained': 'kept as they are; name them in `layers=` to initialize them all the same',
-             'frozen': 'kept as they are; unfreeze them, or name them in `layers=`, to initialize them',
-             'shared': 'a weight or bias in several modules has no start that suits all: look at their std below',
-             'not called': 'the batch did not reach them: if training does, initialize with such a batch',
-             'unsupported parametrization': 'set their scale before the parametrization is added',
-             'unsupported output': 'they give no tensor of numbers that could be scaled: initialize them by hand',
-             'not affine': 'their output is not proportional to their weight: initialize them by hand'}
-
-@patch(as_prop=True)
-def advice(self:InitReport)->str: # Lines
-    "What is wrong, the worst first, and what to do about it: a line for each kind; empty if all is well."
-    of,df = groupby(zip(self.df.status, self.df.layer), 0, 1),self.df
-    slow = list(df.layer[df.converged.eq(False).fillna(False)]) if 'converged' in df else []
-    if slow: of['off target'] = slow
-    todo = {**_remedies, 'off target': 'no scale of the layer gives the target std after its activation: use another activation, or at=\'layer\''}
-    return '\n'.join(f"{len(of[k])} {k} ({', '.join(of[k][:3])}{', …' if len(of[k])>3 else ''}): {v}" for k,v in todo.items() if k in of)
-
-@patch
-def __str__(self:InitReport):
-    cols = [c for c in ('layer','type','shape','mean','std','grad_std','std_before','scale','status') if c in self.df]
-    return '\n'.join(filter(None, [repr(self), self.advice, self.df[cols].to_string(max_rows=60, float_format='{:.3g}'.format)]))
 
 # %% ../nbs/02_stats.ipynb #109de370
 class _Hists(LayerStats):

@@ -8,7 +8,8 @@ from fastinit.all import *
 
 def versions()->dict:
     "Name → version of what matters in a bug report"
-    return {'fastinit':__version__, **{n:version(n) for n in ('fastai','fastcore','torch')}, 'python':platform.python_version(), 'platform':platform.platform()}
+    return {'fastinit':__version__, 'fastai':version('fastai'), 'fastcore':version('fastcore'), 'torch':torch.__version__,
+            'device':default_device(), 'python':platform.python_version(), 'platform':platform.platform()}
 
 def tiny()->tuple:
     "(model, its inputs)"

@@ -141,7 +141,7 @@ class KaimingCallback(InitCallback):
         force:bool=False, # Initialize all layers, frozen, loaded and pretrained ones too
         include_paramless:bool=False, # Also list modules without parameters, such as ReLU, in the report
         **kwargs
-    ):
+    ): # A callback for `cbs=`
         super().__init__('kaiming', force=force, include_paramless=include_paramless, **kwargs)
 
 class LSUVCallback(InitCallback):
@@ -162,7 +162,7 @@ class LSUVCallback(InitCallback):
     def __init__(self,
         force:bool=False, # Initialize all layers, frozen, loaded and pretrained ones too
         **kwargs
-    ):
+    ): # A callback for `cbs=`
         super().__init__('lsuv', force=force, **kwargs)
 
     def options(self)->dict:

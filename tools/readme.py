@@ -22,9 +22,8 @@ class Rows(HTMLParser):
         if self.rows and self.rows[-1]: self.rows[-1][-1] += data.strip().replace('|', r'\|')
 
 def table(html):
-    "Markdown of a pandas table with one row of column names; without its index if that only counts"
+    "Markdown of a pandas table with one row of column names"
     head,*rows = Rows(html).rows
-    if [r[0] for r in rows]==[str(i) for i in range(len(rows))] and not head[0]: head,rows = head[1:],[r[1:] for r in rows]
     lines = [head, ['---']*len(head), *rows]
     return '\n'.join(f"| {' | '.join(l)} |" for l in lines)
 

@@ -25,9 +25,10 @@ def _is_plain(m):
     return 'forward' not in vars(m) and type(m).forward in _plain_forwards and getattr(type(m), '_conv_forward', None) in _plain_forwards
 
 def _apply(o, scale, shift):
-    "`o` ← o·scale + shift"
-    o.mul_(scale)
-    return o if shift is None else o.add_(shift)
+    "`o` ← o·scale + shift, in one pass over `o` where they are numbers"
+    if shift is None: return o.mul_(scale)
+    if isinstance(scale, Tensor): return o.mul_(scale).add_(shift)
+    return torch.add(torch.tensor(shift, dtype=o.dtype), o, alpha=scale, out=o)
 
 def _change(m, scale, shift):
     "weight ← weight·scale, bias ← bias·scale + shift"

@@ -17,6 +17,8 @@ help:  ## what there is to make
 	$(PIP) -e .
 	@touch $@
 
+.venv/dev: .venv/docs # its tests build the site
+
 .venv/%: .venv/base
 	@echo "Installing the '$*' extra …"
 	$(PIP) -e '.[$*]'

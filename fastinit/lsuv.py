@@ -11,7 +11,6 @@ __all__ = ['Correction', 'solve_scale', 'ActivationCorrection', 'lsuv_']
 from fastai.basics import *
 import warnings
 from torch.overrides import TorchFunctionMode
-from torch.nn.modules.conv import _ConvNd
 from .layers import *
 from .schemes import *
 from .stats import *
@@ -52,7 +51,7 @@ class Correction:
         stats:LayerStats, # Records the corrected outputs
         std:float=1., # Target
         center:bool=True, # Also take the mean out, through the bias?
-        pool:Pool=None, # Of several processes
+        pool:Pool|None=None, # Of several processes
     ):
         store_attr()
         self.names = {m:n for n,m in layers.items()}
@@ -65,11 +64,11 @@ class Correction:
     def __exit__(self, *args):
         for h in self.hooks: h.remove()
 
-    def unit_hook(self, m, unit, inp, out):
+    def unit_hook(self, m:nn.Module, unit:nn.Module, inp:tuple, out:Any)->None:
         "The output of an attention is that of its last layer `m`; changed in place, as it is one of several"
         self.hook(m, inp, first_tensor(out))
 
-    def hook(self, m, inp, out):
+    def hook(self, m:nn.Module, inp:tuple, out:Any)->Tensor|None:
         "What `m` will give once its weights are changed"
         n = self.names[m]
         with torch._C.DisableTorchFunction():
@@ -77,7 +76,7 @@ class Correction:
             if self.left.get(n, 'shared')=='shared': self.first_call(n, m, inp, out)
             if n not in self.rows: self.stats.hook(m, inp, out)
 
-    def first_call(self, n, m, inp, out):
+    def first_call(self, n:str, m:nn.Module, inp:tuple, out:Any)->None:
         "Correct `out`, or say why not"
         owner = self.owner.setdefault(id(m._parameters.get('weight', m)), n)
         if owner!=n: self.follow(n, m, out, owner)
@@ -85,7 +84,7 @@ class Correction:
         elif out.numel()<2: raise InitError(f'{n} ({type(m).__name__}) gives a single value on this batch, which has no std: use a larger batch')
         else: self.correct(n, m, inp, out)
 
-    def correct(self, n, m, inp, out):
+    def correct(self, n:str, m:nn.Module, inp:tuple, out:Tensor)->None:
         "Correct `out`, and remember how"
         sd,mean = self.stats.moments(out)
         if self.pool: sd,mean = self.pool(n, out.numel(), sd, mean)
@@ -99,14 +98,14 @@ class Correction:
         _apply(out, scale, shift)
         self.stats.record(m, out, sd*scale, mean*scale + (0. if shift is None else shift))
 
-    def is_affine(self, m, inp, out, scale, shift):
+    def is_affine(self, m:nn.Module, inp:tuple, out:Tensor, scale:float|Tensor, shift:float|Tensor|None)->bool:
         "Does `m` give the corrected output once its weights are changed?"
         with all_or_nothing(m.parameters(), keep=False):
             _change(m, scale, shift)
             return torch.allclose(m.forward(*inp), _apply(out.clone(), scale, shift), rtol=1e-2, atol=1e-2*self.std)
 
-    def follow(self, n, m, out, owner):
-        "Output of a layer that has its weight from `owner`, and a bias of its own or none"
+    def follow(self, n:str, m:nn.Module, out:Tensor, owner:str)->Tensor|None:
+        "Correct `out`, the output of a layer that has its weight from `owner`, and a bias of its own or none"
         self.left[n],row,b = 'shared',self.rows.get(owner),getattr(m, 'bias', None)
         if row is None: return
         if b is getattr(self.layers[owner], 'bias', None): return _apply(out, row['scale'], row['shift'])
@@ -115,7 +114,7 @@ class Correction:
         return out.sub_(b).mul_(row['scale']).add_(b)
 
     @torch.no_grad()
-    def commit(self):
+    def commit(self)->None:
         "Change the weights, which nothing did before; in one call that no interrupt can divide, after the small things"
         ms = [(self.layers[n], r['scale'], r['shift']) for n,r in reversed(self.rows.items())] # the latest are still in the cache
         if not ms: return
@@ -134,10 +133,10 @@ def _is_odd(act, z):
 def _measure(act, z, s, t): return read_all(Moments()(act((z+t)*s))) # std and mean, as numbers
 
 def solve_scale(
-    act, # Elementwise function
+    act:Callable, # Elementwise function
     z:Tensor, # Its input, any shape, in float32 at least
     std:float=1., # Target for the std of its output
-    center:str=None, # What moves the mean of the output to 0: 'bias', the `sub` of a 'GeneralReLU', or None
+    center:str|None=None, # What moves the mean of the output to 0: 'bias', the `sub` of a 'GeneralReLU', or None
     tol:float=1e-3, # Accept a std (and with 'sub' a mean) within tol of the target
     max_iter:int=10, # Steps of Newton
 )->tuple: # (scale, shift, converged): act(scale·(z+shift)) has the target std
@@ -176,11 +175,16 @@ class _Watch(TorchFunctionMode):
 
 class ActivationCorrection(Correction):
     "A `Correction` that brings the output of the activation after each layer to the target."
-    def __init__(self, layers, stats, std=1., center=True,
-        acts=(), # Modules that are activations, though torch does not know them
+    pending:tuple|None # (name, layer, output, its version) of a layer whose activation is awaited
+    def __init__(self,
+        layers:dict, # Dotted name → module
+        stats:LayerStats, # Records the corrected outputs
+        std:float=1., # Target, after the activation
+        center:bool=True, # Also take the mean out, through the bias or the `sub` of a `GeneralReLU`?
+        acts:Iterable=(), # Modules that are activations, though torch does not know them
         tol:float=1e-3, # See `solve_scale`
         max_iter:int=10, # See `solve_scale`
-        pool:Pool=None, # Must be of one process
+        pool:Pool|None=None, # Must be of one process
     ):
         super().__init__(layers, stats, std, center)
         if pool and pool.size>1: raise NotImplementedError("at='activation' works in one process: initialize before the processes start, or use at='layer'")
@@ -196,21 +200,23 @@ class ActivationCorrection(Correction):
         self.watch.__exit__(*args)
         super().__exit__(*args)
 
-    def correct(self, n, m, inp, out):
+    def correct(self, n:str, m:nn.Module, inp:tuple, out:Tensor)->None:
+        "Correct `out`, and wait for the activation"
         super().correct(n, m, inp, out)
         self.pending = (n, m, out, out._version) if n in self.rows else None
 
-    def awaits(self, x):
+    def awaits(self, x:Any)->bool:
         "Is `x` the latest corrected output, still as it was?"
         if self.pending is None or not isinstance(x, Tensor): return False
         _,_,o,version = self.pending
         return o._version==version and x.data_ptr()==o.data_ptr() and x.numel()==o.numel()
 
-    def before_act(self, act, inp):
+    def before_act(self, act:nn.Module, inp:tuple)->None:
+        "Act if `act` gets the latest corrected output"
         if self.awaits(inp[0]):
             with torch._C.DisableTorchFunction(): self.fit(act)
 
-    def fit(self, act):
+    def fit(self, act:Callable)->None:
         "Scale the pending layer so that `act` gives the target"
         n,m,o,_ = self.pending
         self.pending,row = None,self.rows[n]
@@ -258,12 +264,12 @@ def _warn_left(left, stacklevel=3):
 def lsuv_(
     model:nn.Module, # Changed in place; on any error bit-identical to before
     *xb, # Its inputs: one mini-batch, as the model takes it
-    pre:str='kaiming', # Scheme that runs first: 'kaiming' (the article), 'orthogonal' (the paper), any of `schemes`, or None to keep the weights
+    pre:str|Callable|None='kaiming', # Scheme that runs first: 'kaiming' (the article), 'orthogonal' (the paper), any of `schemes`, or None to keep the weights
     std:float=1., # Target std
     center:bool=True, # Bring the mean to 0 where there is a bias (fastai course)?
     at:str='layer', # Where: at the output of the 'layer', or of the 'activation' that follows it
-    layers=None, # As in `chosen_layers`; those named are initialized even if frozen
-    skip:dict=None, # Dotted name → reason, for layers that must stay as they are; the report repeats the reason
+    layers:LayerChoice=None, # As in `chosen_layers`; those named are initialized even if frozen
+    skip:dict|None=None, # Dotted name → reason, for layers that must stay as they are; the report repeats the reason
     tol:float=1e-3, # Accept a std within tol of the target
     max_iter:int=10, # Steps for an activation that is not positively homogeneous; the layer itself needs none
     include_paramless:bool=False, # Also list modules without parameters in the report (always with at='activation')

@@ -38,7 +38,7 @@ def _second_moment(act, panels=np.arange(-12,12), n=24):
 # %% ../nbs/01_schemes.ipynb #a1d9410e
 @torch.no_grad()
 def act_gain(
-    nonlinearity, # Name in `torch.nn.functional` or 'linear', an activation module, or any elementwise function
+    nonlinearity:str|Callable, # Name in `torch.nn.functional` or 'linear', an activation module, or any elementwise function
     a:float=0., # Negative slope, for 'relu' and 'leaky_relu' only
 )->float: # 1/sqrt(E[act(z)²]) with z ~ N(0,1)
     "The factor that gives `nonlinearity`'s output a second moment of 1 for standard normal input (He et al. 2015, section 2.2)."
@@ -148,11 +148,11 @@ def _check(name, value, *known):
 # %% ../nbs/01_schemes.ipynb #cb582e8b
 def kaiming_(
     model:nn.Module, # Changed in place
-    nonlinearity='relu', # Anything `act_gain` takes, for all layers, or 'auto': the one that feeds each layer
+    nonlinearity:str|Callable='relu', # Anything `act_gain` takes, for all layers, or 'auto': the one that feeds each layer
     a:float=0., # Negative slope of a leaky ReLU
     mode:str='fan_in', # 'fan_in' keeps the forward variance, 'fan_out' the backward
     distribution:str='normal', # 'normal' or 'uniform'
-    layers=None, # As in `chosen_layers`
+    layers:LayerChoice=None, # As in `chosen_layers`
 )->nn.Module: # `model`
     "Weights of std gain/√fan, biases of 0 (He et al. 2015, sections 2.2–2.3)."
     _check('mode', mode, 'fan_in', 'fan_out')
@@ -166,7 +166,7 @@ def xavier_(
     model:nn.Module, # Changed in place
     gain:float=1., # Factor on the std
     distribution:str='uniform', # 'normal' or 'uniform'
-    layers=None, # As in `chosen_layers`
+    layers:LayerChoice=None, # As in `chosen_layers`
 )->nn.Module: # `model`
     "Weights of std gain·√(2/(fan_in+fan_out)), biases of 0 (Glorot & Bengio 2010, section 4.2)."
     _check('distribution', distribution, 'normal', 'uniform')
@@ -175,7 +175,7 @@ def xavier_(
 def orthogonal_(
     model:nn.Module, # Changed in place
     gain:float=1., # Factor on the singular values
-    layers=None, # As in `chosen_layers`
+    layers:LayerChoice=None, # As in `chosen_layers`
 )->nn.Module: # `model`
     "Weights, as matrices of shape (out, rest), with orthonormal rows or columns, biases of 0 (Saxe et al. 2013)."
     return _fill(model, layers, lambda n,m,w: nn.init.orthogonal_(w, gain))
@@ -183,7 +183,7 @@ def orthogonal_(
 def normal_(
     model:nn.Module, # Changed in place
     std:float=1., # Standard deviation of each weight
-    layers=None, # As in `chosen_layers`
+    layers:LayerChoice=None, # As in `chosen_layers`
 )->nn.Module: # `model`
     "Weights from N(0, std²) whatever the size of the layer, biases of 0: the start that explodes."
     return _fill(model, layers, lambda n,m,w: nn.init.normal_(w, 0., std))
@@ -191,7 +191,7 @@ def normal_(
 @torch.no_grad()
 def default_(
     model:nn.Module, # Changed in place
-    layers=None, # As in `chosen_layers`
+    layers:LayerChoice=None, # As in `chosen_layers`
 )->nn.Module: # `model`
     "PyTorch's own start, `reset_parameters()` of each layer; raises `ValueError` for a layer without it."
     ls = init_layers(model, layers)
@@ -206,11 +206,11 @@ def default_(
 
 # %% ../nbs/01_schemes.ipynb #a8105fd8
 #: Name → function `f(model, **options)`, or `f(model, *xb, **options)` where it needs a batch
-schemes = dict(default=default_, normal=normal_, xavier=xavier_, kaiming=kaiming_, orthogonal=orthogonal_)
+schemes:dict[str,Callable] = dict(default=default_, normal=normal_, xavier=xavier_, kaiming=kaiming_, orthogonal=orthogonal_)
 
 def get_scheme(
-    scheme, # A name in `schemes`, or a function of `(model)` or `(model, *xb)`
-): # The function
+    scheme:str|Callable, # A name in `schemes`, or a function of `(model)` or `(model, *xb)`
+)->Callable: # The function
     "The function that `scheme` names; raises `ValueError` that lists the known names."
     if callable(scheme): return scheme
     if scheme not in schemes: raise ValueError(f"unknown scheme {scheme!r}; known: {', '.join(schemes)}; or pass a function of (model) or (model, *xb)")

@@ -11,7 +11,7 @@ __all__ = ['init_', 'InitCallback', 'KaimingCallback', 'LSUVCallback']
 from fastai.basics import *
 from fastai.callback.core import TrainEvalCallback
 from fastprogress.fastprogress import progress_bar
-import inspect, warnings
+import inspect, traceback, warnings
 from .layers import *
 from .schemes import *
 from .stats import *
@@ -69,10 +69,15 @@ def _changed(a, b): # `b` may have been converted to another dtype or device
     a,b = a.cpu(),b.cpu()
     return a.shape!=b.shape or not (torch.equal(a, b) if a.dtype==b.dtype else torch.allclose(a.float(), b.float(), rtol=0.01, atol=1e-6))
 
+def _predicts():
+    "Is this `before_fit` that of `validate`, `get_preds` or `with learn`, all in `Learner.__enter__`, or of `tta`? Nothing else tells"
+    codes = {Learner.__enter__.__code__, Learner.tta.__code__}
+    return any(f.f_code in codes for f,_ in traceback.walk_stack(None))
+
 # %% ../nbs/05_callback.ipynb #e0784b4d
 class InitCallback(Callback):
     "Initialize the model with `scheme` before its first fit, once; `report` then holds what its layers gave."
-    order = TrainEvalCallback.order+1 # on the device, before wrapping and before LRFinder's snapshot
+    order,_learn = TrainEvalCallback.order+1,None # on the device, before wrapping and before LRFinder's snapshot
     def __init__(self,
         scheme, # A name in `schemes`, or a function of `(model)` or `(model, *xb)`
         layers=None, # As in `chosen_layers`; those named are initialized even if frozen or loaded
@@ -85,14 +90,21 @@ class InitCallback(Callback):
         self.kwargs = kwargs
         self.done,self.report,self.seen = False,None,None
 
+    @property
+    def learn(self): return self._learn
+    @learn.setter
+    def learn(self, learn):
+        "Remember what the weights were when the callback was added, to tell loaded ones later"
+        self._learn = learn
+        if self.seen is None and isinstance(getattr(learn,'model',None), nn.Module): self.seen = _samples(learn.model)
+
     def after_create(self):
-        "Remember what the weights were, to tell loaded ones later"
         if not isinstance(self.learn.model, nn.Module): check_model(self.learn.model)
         self.seen = _samples(self.learn.model)
 
     def before_fit(self):
-        "Initialize, in `fit` and `lr_find` only: the others have no optimizer or hold the lock"
-        if self.done or self.learn.opt is None or self.learn.lock.locked(): return
+        "Initialize, if this is the start of training"
+        if self.done or self.learn.opt is None or _predicts(): return
         model = check_model(self.learn.model)
         layers = list(chosen_layers(model)) if self.force and self.layers is None else self.layers
         skip = self.keep(model) if layers is None else {}

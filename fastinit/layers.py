@@ -170,11 +170,14 @@ def scaled_param(
     if isinstance(w := m._parameters.get('weight', m._parameters.get('weight_g')), nn.Parameter): return w
     if is_parametrized(m, 'weight') and all(isinstance(o, _WeightNorm) for o in m.parametrizations.weight): return m.parametrizations.weight.original0
 
-def zero_layers(layers:dict): # Name → module
-    "The names of those whose weight is zero throughout."
-    ws = {n:m.weight.detach() for n,m in layers.items()}
-    first = read_all(w.flatten()[0] for w in ws.values()) # rarely 0 in a layer that is not
-    return {n for n,v in zip(ws, first) if v==0 and not ws[n].any()}
+def zero_layers(
+    layers:dict, # Name → module
+    gains:bool=False, # Also look at parameters other than weight and bias, such as the gain of a weight-standardized convolution?
+)->set: # Names
+    "Those whose weight, or gain, is zero throughout."
+    ws = [(n,m.weight) for n,m in layers.items()] + [(n,p) for n,m in layers.items() if gains for k,p in m._parameters.items() if k not in ('weight','bias') and p is not None]
+    first = read_all(w.detach().flatten()[0] for _,w in ws) # rarely 0 in a layer that is not
+    return {n for (n,w),v in zip(ws, first) if v==0 and not w.any()}
 
 def _reason(m, by_choice, tied):
     "Why `m` must not be changed, or None"

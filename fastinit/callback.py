@@ -61,6 +61,13 @@ def _batch(learn):
     xb = to_device(xb, p.device)
     return to_half(xb) if p.dtype==torch.half else xb
 
+def _agreed_batch(learn):
+    "The inputs of one training batch; of several processes all raise if one has none"
+    with Pool(learn.model) as pool:
+        xb = _batch(learn)
+        if pool.size>1: pool.exchange('the batch')
+    return xb
+
 def _samples(model, among=None): # A few values of each parameter that has some
     return {n:sample_values(p) for n,p in unwrap(model).named_parameters()
             if (among is None or id(p) in among) and not isinstance(p, nn.parameter.UninitializedParameter) and not p.is_meta}
@@ -108,7 +115,7 @@ class InitCallback(Callback):
         model = check_model(self.learn.model)
         layers = list(chosen_layers(model)) if self.force and self.layers is None else self.layers
         skip = self.keep(model) if layers is None else {}
-        self.report = init_(model, self.scheme, *_batch(self.learn), layers=layers, skip=skip, include_paramless=self.include_paramless, **self.options())
+        self.report = init_(model, self.scheme, *_agreed_batch(self.learn), layers=layers, skip=skip, include_paramless=self.include_paramless, **self.options())
         self.learn._init_report,self.done = self.report,True
         mine = {id(p) for m in split_layers(model, layers, skip)[0].values() for p in m.parameters()}
         for cb in self.learn.cbs: # what this callback changed is not 'loaded' to the next one

@@ -96,7 +96,7 @@ def check_model(
         for k,p in m._parameters.items():
             if isinstance(p, nn.parameter.UninitializedParameter):
                 raise ValueError(f'{n}.{k} is not built yet (lazy module): run one batch through the model first')
-            if hasattr(p, 'device_mesh') or hasattr(p, '_sharded_size'): raise ValueError(f'{n}.{k} is sharded over several processes: initialize the model, then shard it')
+            if hasattr(p, 'device_mesh') or hasattr(p, '_sharded_size') or '_is_fsdp_managed_module' in vars(m): raise ValueError(f'{n}.{k} is sharded over several processes: initialize the model, then shard it')
             if p is not None and p.is_meta: raise ValueError(f'{n}.{k} has no values (meta device): `model.to_empty(device=…)` first')
     return model
 

@@ -117,7 +117,7 @@ def _checked_names(model):
         for k,p in m._parameters.items():
             if isinstance(p, nn.parameter.UninitializedParameter):
                 raise ValueError(f'{n}.{k} is not built yet (lazy module): run one batch through the model first')
-            if hasattr(p, 'device_mesh') or hasattr(p, '_sharded_size'): raise ValueError(f'{n}.{k} is sharded over several processes: initialize the model, then shard it')
+            if hasattr(p, 'device_mesh') or hasattr(p, '_sharded_size') or '_is_fsdp_managed_module' in vars(m): raise ValueError(f'{n}.{k} is sharded over several processes: initialize the model, then shard it')
             if p is not None and p.is_meta: raise ValueError(f'{n}.{k} has no values (meta device): `model.to_empty(device=…)` first')
     return names
 
@@ -191,11 +191,12 @@ def scaled_param(
 
 def zero_layers(
     layers:dict, # Name → module
-)->set: # Some of the names
-    "The names of those whose weight is zero throughout."
-    ws = {n:m.weight.detach() for n,m in layers.items()}
-    first = read_all(w.flatten()[0] for w in ws.values()) # rarely 0 in a layer that is not
-    return {n for n,v in zip(ws, first) if v==0 and not ws[n].any()}
+    gains:bool=False, # Also look at parameters other than weight and bias, such as the gain of a weight-standardized convolution?
+)->set: # Names
+    "Those whose weight, or gain, is zero throughout."
+    ws = [(n,m.weight) for n,m in layers.items()] + [(n,p) for n,m in layers.items() if gains for k,p in m._parameters.items() if k not in ('weight','bias') and p is not None]
+    first = read_all(w.detach().flatten()[0] for _,w in ws) # rarely 0 in a layer that is not
+    return {n for (n,w),v in zip(ws, first) if v==0 and not w.any()}
 
 def _reason(m, by_choice, tied):
     "Why `m` must not be changed, or None"

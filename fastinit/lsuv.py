@@ -89,8 +89,8 @@ class Correction:
         sd,mean = self.stats.moments(out)
         if self.pool: sd,mean = self.pool(n, out.numel(), sd, mean)
         scale,shift = _scale_shift(sd, mean, self.std, self.center and getattr(m, 'bias', None) is not None)
-        if not _is_plain(m) and not self.is_affine(m, inp, out, scale, shift):
-            if shift is None or not self.is_affine(m, inp, out, scale, None):
+        if not _is_plain(m) and not self.is_affine(m, inp, out, sd, shift is not None):
+            if shift is None or not self.is_affine(m, inp, out, sd, False):
                 self.left[n] = 'not affine'
                 return
             shift = None # its bias counts otherwise than its weight
@@ -98,11 +98,13 @@ class Correction:
         _apply(out, scale, shift)
         self.stats.record(m, out, sd*scale, mean*scale + (0. if shift is None else shift))
 
-    def is_affine(self, m:nn.Module, inp:tuple, out:Tensor, scale:float|Tensor, shift:float|Tensor|None)->bool:
-        "Does `m` give the corrected output once its weights are changed?"
+    def is_affine(self, m:nn.Module, inp:tuple, out:Tensor, sd:float|Tensor, center:bool)->bool:
+        "Does twice the weight give twice the output, and a bias that is one std larger that much more? (The correction itself may be next to nothing and would prove nothing)"
+        shift = sd if center else None
         with all_or_nothing(m.parameters(), keep=False):
-            _change(m, scale, shift)
-            return torch.allclose(m.forward(*inp), _apply(out.clone(), scale, shift), rtol=1e-2, atol=1e-2*self.std)
+            _change(m, 2., shift)
+            want = _apply(out.clone(), 2., shift)
+            return bool(((m.forward(*inp)-want).abs() <= 1e-2*(want.abs()+sd)).all())
 
     def follow(self, n:str, m:nn.Module, out:Tensor, owner:str)->Tensor|None:
         "Correct `out`, the output of a layer that has its weight from `owner`, and a bias of its own or none"

@@ -471,7 +471,7 @@ def judged(
     "What was recorded, and a word on it."
     rows = stats.table() if pool is None else pool.finish(stats.table(), but)
     silent = {r['layer']:stats.rows[r['layer']]['module'] for r in rows if r['mean']==r['std']==0}
-    _add_status(rows, zero_layers({n:m for n,m in silent.items() if isinstance(getattr(m,'weight',None), Tensor)}), target)
+    _add_status(rows, zero_layers({n:m for n,m in silent.items() if isinstance(getattr(m,'weight',None), Tensor)}, gains=True), target)
     return rows
 
 def frame(

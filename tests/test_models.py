@@ -101,6 +101,14 @@ def test_subclasses():
     with pytest.warns(UserWarning, match='1 not affine .1.'): r = lsuv_(model, torch.randn(16,3,10,10))
     assert r['1'].status=='not affine' and r['3'].status=='ok' and abs(r['3']['std']-1)<1e-5
 
+def test_not_affine_is_told_at_std_1():
+    "A correction by next to nothing would prove nothing"
+    model,x = nn.Sequential(Standardized(8,8,3,padding=1,bias=False), nn.Conv2d(8,4,3)),torch.randn(16,8,10,10)
+    with torch.no_grad(): x /= model[0](x).std()
+    before = model[0].weight.clone()
+    with pytest.warns(UserWarning, match='1 not affine .0.'): lsuv_(model, x, pre=None)
+    assert torch.equal(before, model[0].weight)
+
 def test_replaced_forward():
     model,x = nn.Sequential(nn.Linear(8,8), nn.Linear(8,8)),torch.randn(64,8)
     layer = model[0]

@@ -6,7 +6,7 @@ Docs: https://fastinit.github.io/fastinit/article.html.md"""
 
 # %% auto #0
 __all__ = ['fashion_paths', 'datasets', 'models', 'starts', 'opts', 'digits', 'fashion_mnist', 'image_folder', 'imagenette',
-           'get_data', 'simple_convnet', 'Affine', 'affine_norm', 'remove_norm', 'start_reports', 'only',
+           'get_data', 'simple_convnet', 'Affine', 'affine_norm', 'remove_norm', 'start_reports', 'report_part',
            'read_experiment', 'run_cell', 'run_experiment', 'last_epoch', 'accuracy_table', 'best_table', 'at_best_lr',
            'main']
 
@@ -198,7 +198,7 @@ def start_reports(
         res[k].scheme = k
     return res
 
-def only(
+def report_part(
     reports:dict, # Name → `InitReport`
     after_relu:bool=False, # The activations; the layers with weights otherwise
 )->dict: # The same with fewer rows
@@ -332,11 +332,11 @@ def accuracy_table(
 )->pd.DataFrame: # A row a scheme, a column a learning rate
     "Accuracy after the last epoch: mean over seeds, and the lowest and highest in brackets."
     def _f(a): return f'{a.mean():.3f} ({a.min():.3f}–{a.max():.3f})'
-    return last_epoch(results).groupby(['scheme','lr'], sort=False).accuracy.agg(_f).unstack().sort_index(axis=1)[lambda d: sorted(d)].reindex(results.scheme.unique())
+    return last_epoch(results).groupby(['scheme','lr']).accuracy.agg(_f).unstack().reindex(results.scheme.unique()).rename(columns='{:g}'.format)
 
 def best_table(
     results:pd.DataFrame, # As `run_experiment` gives it
-    share:float=0.9, # A rate at which a scheme reaches this share of the best accuracy of all counts as one at which it trains
+    share:float=0.9, # A rate counts as one at which a scheme trains if it reaches this share of the best accuracy of all
 )->pd.DataFrame: # A row a scheme: best lr, mean, min and max of the accuracy there, and the rates at which it trains
     "The best learning rate of each scheme, what it gives after the last epoch, and the rates at which the scheme trains at all."
     g = last_epoch(results).groupby(['scheme','lr']).accuracy.agg(['mean','min','max','count'])
@@ -352,13 +352,13 @@ def at_best_lr(
 )->pd.DataFrame: # Fewer rows
     "Of each scheme the runs at its best learning rate."
     best = best_table(results).best_lr
-    return results[results.lr==results.scheme.map(best)]
+    return pd.concat([results[(results.scheme==k) & (results.lr==lr)] for k,lr in best.items()])
 
 # %% ../nbs/06_article.ipynb #a415cd46
 def _charts(results, reports):
     "Name → figure"
-    figs = dict(init_stats=plot_init_stats(only(reports))[0], after_relu=plot_init_stats(only(reports, after_relu=True))[0],
-                init_stats_zoom=plot_init_stats(only(reports), zoom=2)[0], accuracy=plot_metrics(at_best_lr(results)), lr_range=plot_lr_range(results))
+    figs = dict(init_stats=plot_init_stats(report_part(reports))[0], after_relu=plot_init_stats(report_part(reports, after_relu=True))[0],
+                init_stats_zoom=plot_init_stats(report_part(reports), zoom=2)[0], accuracy=plot_metrics(at_best_lr(results)), lr_range=plot_lr_range(results))
     return {k:ax.figure for k,ax in figs.items()}
 
 def _report(cfg, results, info):
@@ -373,6 +373,7 @@ def main(
     experiment:str, # Section of the settings: simple, xresnet50, xresnet50_bn, xresnet50_affine
     out:str='results', # Folder for results.csv and the charts; what is done in it already is not repeated
     settings:str='settings.ini', # The experiments; the options below take the place of theirs
+    model:str=None, # A name in `models`, such as xresnet18
     data:str=None, # digits, fashion_mnist, imagenette, or a folder: of MNIST's files or of images by class
     size:int=None, # Pixels a side
     n_train:int=None, # Images to train on, the same ones each time; 0 for all
@@ -385,7 +386,7 @@ def main(
     seeds:str=None, # A run for each, as '0 1 2'
 ):
     "Run an experiment of the article; writes results.csv, its settings and the charts (PNG and SVG), and prints the accuracies. Without an option, what the settings say."
-    given = {k:v for k,v in dict(data=data, size=size, n_train=n_train, n_valid=n_valid, bs=bs, epochs=epochs, opt=opt, lrs=lrs, schemes=schemes, seeds=seeds).items() if v is not None}
+    given = {k:v for k,v in dict(model=model, data=data, size=size, n_train=n_train, n_valid=n_valid, bs=bs, epochs=epochs, opt=opt, lrs=lrs, schemes=schemes, seeds=seeds).items() if v is not None}
     out = Path(out)
     command = shlex.join(['fastinit-article', experiment, *(o for k,v in given.items() for o in (f"--{k.replace('_','-')}", str(v)))])
     plt.switch_backend('agg')

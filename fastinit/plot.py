@@ -20,6 +20,7 @@ from .lsuv import *
 _palette = ['#0072B2','#E69F00','#009E73','#CC79A7','#56B4E9','#D55E00','#F0E442','#000000']
 _known = dict(default='#E69F00', kaiming='#0072B2', lsuv='#009E73', normal='#D55E00', xavier='#CC79A7', orthogonal='#56B4E9',
               lsuv_uncentered='#000000', lsuv_orthogonal='#882255', lsuv_activation='#999933')
+_dashes = dict(lsuv_uncentered=(0,(5,3)), lsuv_orthogonal=(0,(1,1.5))) # they often lie on that of LSUV
 
 def scheme_colors(
     names, # Names of schemes
@@ -80,7 +81,7 @@ def plot_init_stats(
     colors,log = scheme_colors(reports),zoom is None and _is_wide(reports)
     for ax,col in zip(axs, ('mean','std')):
         for guide in {0.} if col=='mean' else {r.target for r in reports.values()}: ax.axhline(guide, color='0.5', lw=1, ls='--', zorder=1)
-        for k,r in reports.items(): _draw(ax, r.df, col, log and col=='std', colors[k], label=k)
+        for k,r in reports.items(): _draw(ax, r.df, col, log and col=='std', colors[k], label=k, ls=_dashes.get(k, '-'))
         if zoom is not None: ax.set_ylim(*((-zoom, zoom) if col=='mean' else (0, 1+zoom)))
         elif col=='mean' and log: ax.set_yscale('symlog', linthresh=max(1, max(abs(v) for v in ax.get_ylim())*1e-6))
         elif col=='std': ax.set_yscale('log') if log else ax.set_ylim(bottom=0)
@@ -254,7 +255,7 @@ def plot_metrics(
     colors = scheme_colors(results.scheme.unique())
     for k,df in results.groupby('scheme', sort=False):
         g = df.groupby('epoch')[metric].agg(['mean','min','max'])
-        ax.plot(g.index, g['mean'], color=colors[k], lw=1.8, marker='o', ms=4, label=k)
+        ax.plot(g.index, g['mean'], color=colors[k], ls=_dashes.get(k, '-'), lw=1.8, marker='o', ms=4, label=k)
         ax.fill_between(g.index, g['min'], g['max'], color=colors[k], alpha=0.18, lw=0)
     ax.set_xlabel('epoch'); ax.set_ylabel(metric.replace('_',' '))
     ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
@@ -276,7 +277,7 @@ def plot_lr_range(
     for i,(k,c) in enumerate(scheme_colors(names).items()):
         g = results[(results.scheme==k) & (results.epoch==results.epoch.max())].groupby('lr')[metric].agg(['mean','min','max'])
         x = g.index*1.03**(i-(len(names)-1)/2) # side by side, so that the bars can be told apart
-        ax.errorbar(x, g['mean'], [g['mean']-g['min'], g['max']-g['mean']], color=c, lw=1.5, elinewidth=1, marker='o', ms=4, label=k)
+        ax.errorbar(x, g['mean'], [g['mean']-g['min'], g['max']-g['mean']], color=c, ls=_dashes.get(k, '-'), lw=1.5, elinewidth=1, marker='o', ms=4, label=k)
         best = g['mean'].argmax()
         ax.plot(x[best], g['mean'].iloc[best], color=c, marker='*', ms=12, mec='white', zorder=5)
     ax.set_xscale('log')

@@ -287,15 +287,15 @@ def _read_done(out, cfg, command):
     "The finished cells in `out`, of the same settings; notes the settings there if it has none yet"
     csv,info = out/'results.csv',out/'run.json'
     want = {k:cfg[k] for k in _same}
-    if not csv.exists():
-        out.mkdir(parents=True, exist_ok=True)
-        info.write_text(json.dumps(dict(command=command, settings=want, python=platform.python_version(), machine=platform.machine(), threads=torch.get_num_threads(),
-                                        **{n:version(n) for n in ('fastai-fastinit','fastai','torch')}), indent=1)+'\n')
-        return pd.DataFrame(columns=['scheme','lr','seed','epoch'])
-    if not info.exists(): raise ValueError(f'{csv} has no run.json beside it that tells its settings: pass another --out')
-    was = json.loads(info.read_text())['settings']
-    if diff := [f'{k} = {was.get(k)}, not {v}' for k,v in want.items() if was.get(k)!=v]:
-        raise ValueError(f"{csv} was made with {'; '.join(diff)}: pass another --out, or remove it")
+    if csv.exists():
+        if not info.exists(): raise ValueError(f'{csv} has no run.json beside it that tells its settings: pass another --out')
+        was = json.loads(info.read_text())['settings']
+        if diff := [f'{k} = {was.get(k)}, not {v}' for k,v in want.items() if was.get(k)!=v]:
+            raise ValueError(f"{csv} was made with {'; '.join(diff)}: pass another --out, or remove it")
+    out.mkdir(parents=True, exist_ok=True)
+    info.write_text(json.dumps(dict(command=command, settings=want, python=platform.python_version(), machine=platform.machine(), threads=torch.get_num_threads(),
+                                    **{n:version(n) for n in ('fastai-fastinit','fastai','torch')}), indent=1)+'\n')
+    if not csv.exists(): return pd.DataFrame(columns=['scheme','lr','seed','epoch'])
     df = pd.read_csv(csv)
     return df[df.groupby(['scheme','lr','seed']).epoch.transform('size')==cfg['epochs']]
 

@@ -6,9 +6,9 @@ Docs: https://fastinit.github.io/fastinit/article.html.md"""
 
 # %% auto #0
 __all__ = ['fashion_paths', 'datasets', 'models', 'starts', 'opts', 'digits', 'fashion_mnist', 'image_folder', 'imagenette',
-           'get_data', 'simple_convnet', 'Affine', 'affine_norm', 'remove_norm', 'start_reports', 'report_part',
-           'read_experiment', 'run_cell', 'run_experiment', 'last_epoch', 'accuracy_table', 'best_table', 'at_best_lr',
-           'main']
+           'get_data', 'simple_convnet', 'plain_convnet', 'Affine', 'affine_norm', 'remove_norm', 'start_reports',
+           'report_part', 'read_experiment', 'run_cell', 'run_experiment', 'last_epoch', 'accuracy_table', 'best_table',
+           'at_best_lr', 'difference_table', 'read_results', 'main']
 
 # %% ../nbs/06_article.ipynb #2ddf319c
 from fastai.vision.all import *
@@ -131,6 +131,15 @@ def simple_convnet(
     conv = partial(ConvLayer, stride=2, norm_type=None, act_cls=act_cls)
     return nn.Sequential(conv(3,32,ks=5), conv(32,64), conv(64,128), conv(128,128), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128,c))
 
+def plain_convnet(
+    depth:int, # Number of layers with weights
+    c:int=10, # Number of classes
+    act_cls=nn.ReLU, # Activation
+)->nn.Module: # Input of shape (bs, 3, height, width), output (bs, c)
+    "As the simple convnet, but deep: two convolutions of stride 2, then of stride 1 and 64 channels, without shortcuts."
+    conv = partial(ConvLayer, norm_type=None, act_cls=act_cls)
+    return nn.Sequential(conv(3,32,ks=5,stride=2), conv(32,64,stride=2), *(conv(64,64) for _ in range(depth-3)), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64,c))
+
 class Affine(nn.Module):
     "What batchnorm does after normalizing: a scale and a bias a channel."
     def __init__(self,
@@ -161,7 +170,7 @@ def remove_norm(
 def _xresnet(arch, norm, c=10, act_cls=nn.ReLU, **kwargs): return norm(arch(n_out=c, act_cls=act_cls, **kwargs))
 
 #: Name → function of (number of classes, activation)
-models = dict(simple_convnet=simple_convnet)
+models = dict(simple_convnet=simple_convnet, **{f'convnet{n}':partial(plain_convnet, n) for n in (10,20,50)})
 for _arch in (xresnet18, xresnet34, xresnet50, xresnet101):
     for _k,_norm in {'':remove_norm, '_bn':noop, '_affine':affine_norm}.items(): models[_arch.__name__+_k] = partial(_xresnet, _arch, _norm)
 
@@ -353,6 +362,28 @@ def at_best_lr(
     "Of each scheme the runs at its best learning rate."
     best = best_table(results).best_lr
     return pd.concat([results[(results.scheme==k) & (results.lr==lr)] for k,lr in best.items()])
+
+# %% ../nbs/06_article.ipynb #c0d00a8a
+def difference_table(
+    results:pd.DataFrame, # As `run_experiment` gives it
+    a:str='lsuv', # Name of a scheme
+    b:str='kaiming', # Name of another
+)->pd.DataFrame: # A row a learning rate: mean, min and max of the accuracy of `a` less that of `b`, and of how many seeds it has the same sign
+    "How much better `a` is than `b` after the last epoch, seed by seed."
+    d = last_epoch(results).set_index(['lr','seed','scheme']).accuracy.unstack()
+    d = (d[a]-d[b]).dropna().groupby('lr')
+    return pd.DataFrame({'mean':d.mean(), 'min':d.min(), 'max':d.max(), 'seeds':d.size(), 'seeds_better':d.agg(lambda o: int((o>0).sum()))})
+
+def read_results(
+    path, # Folder that `fastinit-article` filled
+)->tuple: # (results, a sentence on what made them)
+    "The results of an earlier run."
+    path = Path(path)
+    df,info = pd.read_csv(path/'results.csv'),json.loads((path/'run.json').read_text())
+    runs = df.groupby(['scheme','lr','seed'])
+    note = (f"{runs.ngroups} runs, {runs.ngroups//df.scheme.nunique()//df.lr.nunique()} seeds; {runs.cpu_s.first().sum()/60:.0f} minutes of CPU time, {info['threads']} thread; "
+            f"torch {info['torch']}, fastai {info['fastai']}. Made by `{info['command']} --out {'/'.join(path.parts[-3:])}`")
+    return df,note
 
 # %% ../nbs/06_article.ipynb #a415cd46
 def _charts(results, reports):

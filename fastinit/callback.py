@@ -106,7 +106,9 @@ class InitCallback(Callback):
         self.done,self.report,self.seen = False,None,None
 
     @property
-    def learn(self)->Learner: return self._learn
+    def learn(self)->Learner:
+        "The Learner that this callback belongs to"
+        return self._learn
     @learn.setter
     def learn(self, learn:Learner|None)->None:
         "Remember what the weights were when the callback was added, to tell loaded ones later"
@@ -114,6 +116,7 @@ class InitCallback(Callback):
         if self.seen is None and isinstance(getattr(learn,'model',None), nn.Module): self.seen = _samples(learn.model)
 
     def after_create(self)->None:
+        "Remember the weights of the complete Learner; raises `TypeError` if its model is none"
         if not isinstance(self.learn.model, nn.Module): check_model(self.learn.model)
         self.seen = _samples(self.learn.model)
 

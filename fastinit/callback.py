@@ -92,7 +92,8 @@ class InitCallback(Callback):
     """
     report:InitReport|None # What the layers gave
     seen:dict|None # A few values of each parameter, when the Learner was made
-    order,_learn = TrainEvalCallback.order+1,None # on the device, before wrapping and before LRFinder's snapshot
+    _learn:Learner|None = None
+    order = TrainEvalCallback.order+1 # on the device, before wrapping and before LRFinder's snapshot
     def __init__(self,
         scheme:str|Callable, # A name in `schemes`, or a function of `(model)` or `(model, *xb)`
         layers:LayerChoice=None, # As in `chosen_layers`; those named are initialized even if frozen or loaded
@@ -106,7 +107,7 @@ class InitCallback(Callback):
         self.done,self.report,self.seen = False,None,None
 
     @property
-    def learn(self)->Learner:
+    def learn(self)->Learner|None:
         "The Learner that this callback belongs to"
         return self._learn
     @learn.setter

@@ -89,12 +89,12 @@ def _no_fast_path(mods):
 @contextmanager
 def unmoved_rng()->Iterator[None]: # For `with`
     "Leave the random number generators of Python, NumPy and torch where they are."
-    gpu = torch.cuda.is_initialized() # else there is no state yet, and asking for it would start CUDA
-    was = random.getstate(),np.random.get_state(),torch.get_rng_state(),torch.cuda.get_rng_state_all() if gpu else None
+    py,arrays,cpu = random.getstate(),np.random.get_state(),torch.get_rng_state()
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [] # else there is no state yet, and asking for it would start CUDA
     try: yield
     finally:
-        for f,state in zip((random.setstate, np.random.set_state, torch.set_rng_state), was): f(state)
-        if gpu: torch.cuda.set_rng_state_all(was[-1])
+        random.setstate(py); np.random.set_state(arrays); torch.set_rng_state(cpu)
+        if gpus: torch.cuda.set_rng_state_all(gpus)
 
 @contextmanager
 def probing(
@@ -251,11 +251,11 @@ class LayerStats(ActivationStats):
         with torch._C.DisableTorchFunction(): # plain tensors, and unseen by who watches the pass
             self.record(m, o, *self.moments(o))
 
-    def norm(self, m:nn.Module, mean:Tensor, var:Tensor, x:Tensor)->Tensor:
+    def norm(self, m:_BatchNorm, mean:Tensor, var:Tensor, x:Tensor)->Tensor:
         "The forward of torch's own batchnorm, which leaves the batch's variances in `var`: its output need not be read"
         if not m.training or m.track_running_stats or self.names[m] in self.rows:
             o = type(m).forward(m, x)
-            self.hook(m, x, o)
+            self.hook(m, (x,), o)
             return o
         m._check_input_dim(x)
         o = torch.native_batch_norm(x, m.weight, m.bias, mean, var, True, 1., m.eps)[0]

@@ -94,9 +94,11 @@ class Correction:
                 return
             shift = None # its bias counts otherwise than its weight
         self.rows[n] = dict(mean_before=mean, std_before=sd, scale=scale, shift=shift)
-        if shift is not None and not isinstance(sd, Tensor) and 1e-6*abs(mean)<sd<1e-3*abs(mean): sd,mean,scale,shift = self.again(n, m, inp, out)
-        _apply(out, scale, shift)
-        self.stats.record(m, out, sd*scale, mean*scale + (0. if shift is None else shift))
+        if shift is not None and not isinstance(sd, Tensor) and 1e-6*abs(mean)<sd<1e-3*abs(mean): sd,mean = self.again(n, m, inp, out)
+        else:
+            _apply(out, scale, shift)
+            sd,mean = sd*scale,mean*scale + (0. if shift is None else shift)
+        self.stats.record(m, out, sd, mean)
 
     def moments(self, n, out):
         "(std, mean) of `out`, of all processes together"
@@ -104,15 +106,16 @@ class Correction:
         return self.pool(n, out.numel(), sd, mean) if self.pool else (sd,mean)
 
     def again(self, n, m, inp, out):
-        "Beside its mean `out` is mostly rounding: see what `m` gives when its weights are changed, and correct that"
+        "Beside its mean `out` is mostly rounding: correct what `m` gives once its weights are changed"
         row = self.rows[n]
-        with all_or_nothing(m.parameters(), keep=False):
-            _change(m, row['scale'], row['shift'])
-            out.copy_(m.forward(*inp))
-        sd,mean = self.moments(n, out)
-        scale,shift = _scale_shift(sd, mean, self.std, True)
-        row.update(scale=row['scale']*scale, shift=row['shift']*scale + shift)
-        return sd,mean,scale,shift
+        for last in (False, True):
+            with all_or_nothing(m.parameters(), keep=False):
+                _change(m, row['scale'], row['shift'])
+                out.copy_(m.forward(*inp))
+            sd,mean = self.moments(n, out)
+            if last: return sd,mean
+            scale,shift = _scale_shift(sd, mean, self.std, True)
+            row.update(scale=row['scale']*scale, shift=row['shift']*scale + shift)
 
     def is_affine(self, m, inp, out, sd, center):
         "Does twice the weight give twice the output, and a bias that is one std larger that much more? (The correction itself may be next to nothing and would prove nothing)"

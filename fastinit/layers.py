@@ -57,8 +57,9 @@ def is_leaf(
 def leaves(
     names:dict, # The `layer_names` of a model
 )->list: # Modules, in the order of definition
-    "The modules without children, as fastai's `flatten_model`; a parametrized layer is one, without its parametrizations."
-    return [m for m,n in names.items() if is_leaf(m) and 'parametrizations.' not in n]
+    "The modules without children, as fastai's `flatten_model`; a parametrized layer is one, without its parametrizations, and a normalization with an activation in it."
+    norms = (_NormBase, nn.LayerNorm, nn.GroupNorm)
+    return [m for m,n in names.items() if (is_leaf(m) or isinstance(m, norms)) and 'parametrizations.' not in n]
 
 # %% ../nbs/00_layers.ipynb #afef52cb
 _act_names = '''relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ selu selu_ celu celu_ gelu silu mish softplus softsign tanhshrink

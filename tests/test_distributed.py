@@ -15,6 +15,7 @@ from fastinit.all import *
 LIMIT = 60 # seconds after which a process that waits gives up
 
 def make(extra=False): return nn.Sequential(nn.Linear(20,30), nn.ReLU(), nn.Linear(30,30), nn.BatchNorm1d(30), nn.ReLU(), nn.Linear(30,5), *([nn.Linear(5,5)] if extra else []))
+def make_acts(): return nn.Sequential(nn.Linear(20,30), GeneralReLU(0.1), nn.Linear(30,30), nn.Tanh(), nn.Linear(30,30), nn.GELU(), nn.Linear(30,5))
 
 def boom(*_): raise RuntimeError('on purpose')
 
@@ -24,52 +25,66 @@ def group(rank, size, folder):
     torch.set_num_threads(1)
     dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=size, timeout=datetime.timedelta(seconds=LIMIT))
     yield
-    dist.barrier() # the group still works
+    dist.barrier()
     dist.destroy_process_group()
 
-def work(rank, size, folder, case):
-    with group(rank, size, folder): try_lsuv(rank, size, folder, case)
-
-def try_lsuv(rank, size, folder, case):
+def try_lsuv(rank, size, case):
+    "One call in this process; the group must work afterwards, for the next case"
     torch.manual_seed(rank)
-    model = make(extra=case=='other model' and rank==1)
+    model,at = (make_acts(),'activation') if case.startswith('acts') else (make(extra=case=='other model' and rank==1),'layer')
     x = torch.randn(40+8*rank, 20)*(1+rank) + rank # parts of different size, mean and std
     if case=='nan' and rank==1: x[0,0] = float('nan')
     if case=='bad batch' and rank==1: x = x[:,1:]
-    if case.startswith('fails at') and rank==size-1: model[int(case[-1])].register_forward_hook(boom)
-    before,error,df = [p.detach().clone() for p in model.parameters()],None,None
-    try: df = lsuv_(model, x, pre='kaiming').df[['layer','mean','std','status']]
+    if 'fails at' in case and rank==size-1: model[int(case[-1])].register_forward_hook(boom)
+    hooks = lambda: sum(len(m._forward_hooks)+len(m._forward_pre_hooks) for m in model.modules())
+    before,error,df,n = {k:v.clone() for k,v in model.state_dict().items()},None,None,hooks()
+    try: df = lsuv_(model, x, pre='kaiming', at=at).df[['layer','mean','std','status']]
     except InitError as e: error = str(e)
-    same = all(torch.equal(p, q) for p,q in zip(before, model.parameters()))
-    torch.save(dict(weights=model.state_dict(), x=x, error=error, same=same, df=df, hooks=sum(len(m._forward_hooks) for m in model.modules())), f'{folder}/{rank}.pt')
+    same = all(torch.equal(v, before[k]) for k,v in model.state_dict().items())
+    return dict(weights=model.state_dict(), x=x, error=error, same=same, df=df, hooks=hooks()-n)
 
-def run(tmp_path, size, case='fine', work=work):
-    mp.spawn(work, (size, str(tmp_path), case), nprocs=size)
-    return [torch.load(tmp_path/f'{i}.pt', weights_only=False) for i in range(size)]
+def run(work, size, path):
+    mp.spawn(work, (size, str(path)), nprocs=size)
+    return [torch.load(path/f'{i}.pt', weights_only=False) for i in range(size)]
 
-@pytest.mark.parametrize('size', [2, 4])
-def test_one_model_of_the_whole_batch(tmp_path, size):
-    res = run(tmp_path, size)
+FAULTS = ['fails at 0', 'fails at 2', 'fails at 5', 'nan', 'bad batch', 'other model', 'acts fails at 2', 'acts fails at 4']
+
+def work(rank, size, folder):
+    "All that one process does, for it takes long to start"
+    with group(rank, size, folder):
+        res = dict(calls={c:try_lsuv(rank, size, c) for c in (['fine', *FAULTS, 'acts'] if size==2 else ['fine'])})
+        if size==2: res.update(shards={k:try_sharded(k, size) for k in SHARDED}, fits=try_fits(rank, size))
+        torch.save(res, f'{folder}/{rank}.pt')
+
+@pytest.fixture(scope='module')
+def two(tmp_path_factory): return run(work, 2, tmp_path_factory.mktemp('two'))
+@pytest.fixture(scope='module')
+def four(tmp_path_factory): return run(work, 4, tmp_path_factory.mktemp('four'))
+
+@pytest.mark.parametrize('group,case', [('two','fine'), ('four','fine'), ('two','acts')])
+def test_one_model_of_the_whole_batch(request, group, case):
+    res = [r['calls'][case] for r in request.getfixturevalue(group)]
     for r in res[1:]:
-        assert all(torch.equal(v, res[0]['weights'][k]) for k,v in r['weights'].items() if k.endswith(('weight','bias')))
+        assert all(torch.equal(v, res[0]['weights'][k]) for k,v in r['weights'].items() if k.endswith(('weight','bias','sub')))
         assert r['df'].equals(res[0]['df'])
-    model = make()
+    model = make() if case=='fine' else make_acts()
     model.load_state_dict(res[0]['weights'])
-    model[3].train()
-    outs = {0:[], 2:[], 5:[]}
+    model.eval()
+    outs = {0:[], 2:[], 5:[]} if case=='fine' else {1:[], 3:[], 5:[], 6:[]}
+    if case=='fine': model[3].train()
     for k in outs: model[k].register_forward_hook(lambda m,i,o,k=k: outs[k].append(o.detach()))
     with torch.no_grad():
         for r in res: model(r['x']) # each part normalized by itself, as in training
-    for o in outs.values():
+    for k,o in outs.items():
         o = torch.cat(o).double()
-        assert abs(o.std()-1)<=1e-4 and abs(o.mean())<=1e-4
+        assert abs(o.std()-1)<=(1e-4 if case=='fine' else 1e-3) and (abs(o.mean())<=1e-3 or isinstance(model[k], nn.GELU)), (k, o.std(), o.mean())
 
-@pytest.mark.parametrize('case', ['fails at 0', 'fails at 2', 'fails at 5', 'nan', 'bad batch', 'other model'])
-def test_all_raise(tmp_path, case):
-    res = run(tmp_path, 2, case)
+@pytest.mark.parametrize('case', FAULTS)
+def test_all_raise(two, case):
+    res = [r['calls'][case] for r in two]
     assert all(r['error'] and r['same'] for r in res), [r['error'] for r in res]
-    assert res[0]['hooks']==0
-    if case.startswith('fails'): assert 'process 1 failed' in res[0]['error'] and 'on purpose' in res[1]['error']
+    assert all(r['hooks']==0 for r in res)
+    if 'fails' in case: assert 'process 1 failed' in res[0]['error'] and 'on purpose' in res[1]['error']
 
 # Through a fastai Learner: distrib_ctx, which is accelerate's
 
@@ -104,22 +119,19 @@ def try_fit(rank, case):
                 df=None if error else cbs[-1].report.df[['layer','std']])
 
 FITS = ['lsuv', 'kaiming', 'both', 'empty', 'empty kaiming', 'interrupt', 'lsuv again']
-def fit_work(rank, size, folder, case):
+def try_fits(rank, size):
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR='127.0.0.1', MASTER_PORT='29517') # as a launcher does
     def _broadcast(self, t, rank): # fastai's is for GPUs only
         t = LongTensor(t)
         dist.broadcast(t, rank)
         return t.tolist()
     DistributedDL._broadcast = _broadcast
-    with group(rank, size, folder): torch.save({c:try_fit(rank, c.removesuffix(' again')) for c in FITS}, f'{folder}/{rank}.pt')
-
-@pytest.fixture(scope='module')
-def fits(tmp_path_factory): return run(tmp_path_factory.mktemp('fits'), 2, work=fit_work)
+    return {c:try_fit(rank, c.removesuffix(' again')) for c in FITS}
 
 @pytest.mark.parametrize('case', ['lsuv','both','lsuv again'])
-def test_learner(fits, case):
+def test_learner(two, case):
     "All processes begin with the same weights, which are right for all of their batches together, and train on"
-    a,b = (r[case] for r in fits)
+    a,b = (r['fits'][case] for r in two)
     assert a['error'] is None and b['error'] is None and a['done'] and b['done'], (a['error'], b['error'])
     assert not torch.equal(a['x'], b['x'])
     for k in ('start','end'): assert all(torch.equal(v, b[k][n]) for n,v in a[k].items() if n.endswith(('weight','bias')))
@@ -133,15 +145,15 @@ def test_learner(fits, case):
         for r in (a, b): model(r['x'])
     for o in map(torch.cat, outs.values()): assert abs(o.std()-1)<=1e-3 and abs(o.mean())<=1e-3
 
-def test_learner_kaiming(fits):
-    a,b = (r['kaiming'] for r in fits)
+def test_learner_kaiming(two):
+    a,b = (r['fits']['kaiming'] for r in two)
     assert a['error'] is None and b['error'] is None
     for k in ('start','end'): assert all(torch.equal(v, b[k][n]) for n,v in a[k].items() if n.endswith(('weight','bias')))
 
 @pytest.mark.parametrize('case,mine', [('empty','gives no batch'), ('empty kaiming','gives no batch'), ('interrupt','KeyboardInterrupt')])
-def test_learner_all_raise(fits, case, mine):
+def test_learner_all_raise(two, case, mine):
     "One process has no data, or is interrupted: the other hears of it at once, and all weights are as they were"
-    a,b = (r[case] for r in fits)
+    a,b = (r['fits'][case] for r in two)
     assert 'process 1 failed' in a['error'] and mine in b['error'], (a['error'], b['error'])
     assert a['same'] and b['same'] and not a['done'] and not b['done']
     assert max(a['seconds'], b['seconds'])<LIMIT/2
@@ -159,24 +171,17 @@ def shard(kind, size):
     return FullyShardedDataParallel(model, use_orig_params=kind=='FSDP, original parameters', device_id=torch.device('cpu'))
 
 SHARDED = ['fully_shard','DTensor','tensor parallel','FSDP','FSDP, original parameters']
-def shard_work(rank, size, folder, case):
-    with group(rank, size, folder):
-        res = {}
-        for kind in SHARDED:
-            model,local = shard(kind, size),lambda p: (p.to_local() if hasattr(p, 'to_local') else p).detach().clone()
-            before,errors = [local(p) for p in model.parameters()],[]
-            for f in (lambda: lsuv_(model, torch.randn(16,8)), lambda: kaiming_(model), lambda: init_stats(model, torch.randn(16,8)), lambda: init_(model, 'xavier', torch.randn(16,8))):
-                try: f()
-                except Exception as e: errors.append(f'{type(e).__name__}: {e}')
-            res[kind] = dict(errors=errors, same=all(torch.equal(p, local(q)) for p,q in zip(before, model.parameters())), hooks=sum(len(m._forward_hooks) for m in model.modules()))
-        torch.save(res, f'{folder}/{rank}.pt')
-
-@pytest.fixture(scope='module')
-def shards(tmp_path_factory): return run(tmp_path_factory.mktemp('shards'), 2, work=shard_work)
+def try_sharded(kind, size):
+    model,local = shard(kind, size),lambda p: (p.to_local() if hasattr(p, 'to_local') else p).detach().clone()
+    before,errors = [local(p) for p in model.parameters()],[]
+    for f in (lambda: lsuv_(model, torch.randn(16,8)), lambda: kaiming_(model), lambda: init_stats(model, torch.randn(16,8)), lambda: init_(model, 'xavier', torch.randn(16,8))):
+        try: f()
+        except Exception as e: errors.append(f'{type(e).__name__}: {e}')
+    return dict(errors=errors, same=all(torch.equal(p, local(q)) for p,q in zip(before, model.parameters())))
 
 @pytest.mark.parametrize('kind', SHARDED)
-def test_sharded(shards, kind):
+def test_sharded(two, kind):
     "A clear error before anything changes"
-    for r in shards:
+    for r in (r['shards'] for r in two):
         assert len(r[kind]['errors'])==4 and all('is sharded over several processes: initialize the model, then shard it' in e for e in r[kind]['errors']), r[kind]['errors']
         assert r[kind]['same']

@@ -8,7 +8,7 @@ Docs: https://fastinit.github.io/fastinit/article.html.md"""
 __all__ = ['fashion_paths', 'datasets', 'models', 'starts', 'opts', 'digits', 'fashion_mnist', 'image_folder', 'imagenette',
            'get_data', 'simple_convnet', 'plain_convnet', 'Affine', 'affine_norm', 'remove_norm', 'start_reports',
            'report_part', 'read_experiment', 'run_cell', 'run_experiment', 'last_epoch', 'accuracy_table', 'best_table',
-           'at_best_lr', 'difference_table', 'read_results', 'main']
+           'at_best_lr', 'difference_table', 'read_results', 'best_difference', 'summary_table', 'main']
 
 # %% ../nbs/06_article.ipynb #2ddf319c
 from fastai.vision.all import *
@@ -384,6 +384,29 @@ def read_results(
     note = (f"{runs.ngroups} runs, {runs.ngroups//df.scheme.nunique()//df.lr.nunique()} seeds; {runs.cpu_s.first().sum()/60:.0f} minutes of CPU time, {info['threads']} thread; "
             f"torch {info['torch']}, fastai {info['fastai']}. Made by `{info['command']} --out {'/'.join(path.parts[-3:])}`")
     return df,note
+
+def best_difference(
+    results:pd.DataFrame, # As `run_experiment` gives it
+    a:str='lsuv', # Name of a scheme
+    b:str='kaiming', # Name of another
+)->tuple: # (mean, lowest and highest difference over seeds, in words which is better)
+    "How much better `a` is than `b` with the best learning rate of each, seed by seed."
+    acc = last_epoch(at_best_lr(results)).set_index(['scheme','seed']).accuracy
+    d = (acc[a]-acc[b]).dropna()
+    n = f'{len(d)} of {len(d)} seeds' if len(d)>1 else 'the one seed'
+    words = f'{a} better in {n}' if d.min()>0 else f'{b} better in {n}' if d.max()<0 else 'no clear difference'
+    return d.mean(),d.min(),d.max(),words
+
+def summary_table(
+    folders:dict, # Title of a row → folder that `fastinit-article` filled
+    schemes=('default','kaiming','lsuv'), # Columns, names in `starts`
+)->pd.DataFrame: # A row an experiment; accuracy after the last epoch, its spread over seeds, and the learning rate
+    "What each scheme reached at its best learning rate, in every experiment."
+    rows = {}
+    for k,f in folders.items():
+        b = best_table(read_results(f)[0])
+        rows[k] = {**{s: f"{b['mean'][s]:.3f} ({b['min'][s]:.3f}–{b['max'][s]:.3f}) at {b.best_lr[s]:g}" for s in schemes}, 'seeds':int(b.seeds.min())}
+    return pd.DataFrame(rows).T
 
 # %% ../nbs/06_article.ipynb #a415cd46
 def _charts(results, reports):

@@ -6,9 +6,10 @@ Docs: https://fastinit.github.io/fastinit/article.html.md"""
 
 # %% auto #0
 __all__ = ['fashion_paths', 'datasets', 'models', 'starts', 'opts', 'digits', 'fashion_mnist', 'image_folder', 'imagenette',
-           'get_data', 'simple_convnet', 'plain_convnet', 'Affine', 'affine_norm', 'remove_norm', 'start_reports',
-           'report_part', 'read_experiment', 'run_cell', 'run_experiment', 'last_epoch', 'accuracy_table', 'best_table',
-           'at_best_lr', 'difference_table', 'read_results', 'best_difference', 'summary_table', 'main']
+           'get_data', 'simple_convnet', 'plain_convnet', 'Affine', 'affine_norm', 'remove_norm',
+           'lsuv_small_branches_', 'start_reports', 'report_part', 'read_experiment', 'run_cell', 'run_experiment',
+           'last_epoch', 'accuracy_table', 'best_table', 'at_best_lr', 'difference_table', 'read_results',
+           'best_difference', 'summary_table', 'main']
 
 # %% ../nbs/06_article.ipynb #2ddf319c
 from fastai.vision.all import *
@@ -22,6 +23,7 @@ import matplotlib.pyplot as plt
 from sklearn.datasets import load_digits
 from .layers import *
 from .stats import *
+from .lsuv import *
 from .plot import *
 from .callback import *
 from .callback import _batch
@@ -174,7 +176,20 @@ models = dict(simple_convnet=simple_convnet, **{f'convnet{n}':partial(plain_conv
 for _arch in (xresnet18, xresnet34, xresnet50, xresnet101):
     for _k,_norm in {'':remove_norm, '_bn':noop, '_affine':affine_norm}.items(): models[_arch.__name__+_k] = partial(_xresnet, _arch, _norm)
 
-# %% ../nbs/06_article.ipynb #6e58e2d9
+# %% ../nbs/06_article.ipynb #f487daa9
+def lsuv_small_branches_(
+    model:nn.Module, # A fastai `XResNet`, changed in place
+    *xb, # One batch
+    std:float=0.25, # Of the output of each residual branch, about
+)->InitReport:
+    "LSUV in every layer but the last of each residual branch, which gets a smaller `std`."
+    lsuv_(model, *xb)
+    last = {f'{n}.convpath.{len(m.convpath)-1}.0':m.convpath[-1][0] for n,m in model.named_modules() if isinstance(m, ResBlock)}
+    if not last: raise ValueError(f'{type(model).__name__} has no residual branches')
+    with torch.no_grad():
+        for p in [p for m in last.values() for p in m.parameters()]: p.mul_(std)
+    return lsuv_(model, *xb, pre=None, layers=[n for n in init_layers(model) if n not in last])
+
 #: Name → (scheme of `InitCallback`, its options)
 starts = dict(
     normal = ('normal', {}), # N(0,1)
@@ -185,7 +200,8 @@ starts = dict(
     lsuv = ('lsuv', {}), # after Kaiming, mean 0
     lsuv_uncentered = ('lsuv', dict(center=False)), # after Kaiming
     lsuv_orthogonal = ('lsuv', dict(pre='orthogonal', center=False)), # the paper's
-    lsuv_activation = ('lsuv', dict(at='activation'))) # the article's: mean 0 and std 1 after the ReLU
+    lsuv_activation = ('lsuv', dict(at='activation')), # the article's: mean 0 and std 1 after the ReLU
+    lsuv_small_branches = (lsuv_small_branches_, {})) # after Kaiming, mean 0; residual networks only
 
 def _model(model, start, c):
     "The model that `start` needs"

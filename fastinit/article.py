@@ -443,19 +443,19 @@ def main(
     experiment:str, # Section of the settings: simple, xresnet50, xresnet50_bn, xresnet50_affine
     out:str='results', # Folder for results.csv and the charts; what is done in it already is not repeated
     settings:str='settings.ini', # The experiments; the options below take the place of theirs
-    model:str=None, # A name in `models`, such as xresnet18
-    data:str=None, # digits, fashion_mnist, imagenette, or a folder: of MNIST's files or of images by class
-    size:int=None, # Pixels a side
-    n_train:int=None, # Images to train on, the same ones each time; 0 for all
-    n_valid:int=None, # Images to validate on, the same ones each time; 0 for all
-    bs:int=None, # Batch size
-    epochs:int=None, # Epochs of each run
-    opt:str=None, # adam or sgd
-    lrs:str=None, # Peak learning rates of the one-cycle schedule, as '3e-4 1e-3'
-    schemes:str=None, # Starts, as 'default kaiming lsuv'
-    seeds:str=None, # A run for each, as '0 1 2'
+    model:str=None, # simple_convnet, convnet10 (20, 50), xresnet18 (34, 50, 101), with _bn or _affine; default: the section's
+    data:str=None, # digits, fashion_mnist, imagenette, or a folder: of MNIST's files or of images by class; default: the section's
+    size:int=None, # Pixels a side; default: the section's
+    n_train:int=None, # Images to train on, the same ones each time, 0 for all; default: the section's
+    n_valid:int=None, # Images to validate on, the same ones each time, 0 for all; default: the section's
+    bs:int=None, # Batch size; default: the section's
+    epochs:int=None, # Epochs of each run; default: the section's
+    opt:str=None, # adam or sgd; default: the section's
+    lrs:str=None, # Peak learning rates of the one-cycle schedule, as '3e-4 1e-3'; default: the section's
+    schemes:str=None, # Starts, as 'default kaiming lsuv', or normal, xavier, orthogonal, lsuv_uncentered, lsuv_orthogonal, lsuv_activation; default: the section's
+    seeds:str=None, # A run for each, as '0 1 2'; default: the section's
 ):
-    "Run an experiment of the article; writes results.csv, its settings and the charts (PNG and SVG), and prints the accuracies. Without an option, what the settings say."
+    "Run an experiment of the article; writes results.csv, its settings and the charts (PNG and SVG), and prints the accuracies."
     given = {k:v for k,v in dict(model=model, data=data, size=size, n_train=n_train, n_valid=n_valid, bs=bs, epochs=epochs, opt=opt, lrs=lrs, schemes=schemes, seeds=seeds).items() if v is not None}
     out = Path(out)
     command = shlex.join(['fastinit-article', experiment, *(o for k,v in given.items() for o in (f"--{k.replace('_','-')}", str(v)))])

@@ -58,7 +58,7 @@ def test_help(tmp_path):
     r = run('--help', cwd=tmp_path)
     text = ' '.join(r.stdout.split())
     assert r.returncode==0
-    for o in ('Folder for results.csv', '(default: results)', '--n-train', 'Peak learning rates', 'adam or sgd'): assert o in text
+    for o in ('Folder for results.csv', '(default: results)', '--n-train', 'Peak learning rates', 'adam or sgd; default: the section'): assert o in text
 
 def test_settings_name_every_experiment():
     for name in ('simple','xresnet50','xresnet50_bn','xresnet50_affine'):

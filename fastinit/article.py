@@ -321,7 +321,7 @@ def _read_done(out, cfg, command):
     info.write_text(json.dumps(dict(command=command, settings=want, python=platform.python_version(), machine=platform.machine(), threads=torch.get_num_threads(),
                                     **{n:version(n) for n in ('fastai-fastinit','fastai','torch')}), indent=1)+'\n')
     if not csv.exists(): return pd.DataFrame(columns=['scheme','lr','seed','epoch'])
-    df = pd.read_csv(csv)
+    df = pd.read_csv(csv, float_precision='round_trip')
     return df[df.groupby(['scheme','lr','seed']).epoch.transform('size')==cfg['epochs']]
 
 def _save(df, path):
@@ -395,7 +395,7 @@ def read_results(
 )->tuple: # (results, a sentence on what made them)
     "The results of an earlier run."
     path = Path(path)
-    df,info = pd.read_csv(path/'results.csv'),json.loads((path/'run.json').read_text())
+    df,info = pd.read_csv(path/'results.csv', float_precision='round_trip'),json.loads((path/'run.json').read_text())
     runs = df.groupby(['scheme','lr','seed'])
     note = (f"{runs.ngroups} runs, {runs.ngroups//df.scheme.nunique()//df.lr.nunique()} seeds; {runs.cpu_s.first().sum()/60:.0f} minutes of CPU time, {info['threads']} thread; "
             f"torch {info['torch']}, fastai {info['fastai']}. Made by `{info['command']} --out {'/'.join(path.parts[-3:])}`")

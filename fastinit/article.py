@@ -6,9 +6,10 @@ Docs: https://fastinit.github.io/fastinit/article.html.md"""
 
 # %% auto #0
 __all__ = ['fashion_paths', 'datasets', 'models', 'starts', 'opts', 'digits', 'fashion_mnist', 'image_folder', 'imagenette',
-           'get_data', 'simple_convnet', 'plain_convnet', 'Affine', 'affine_norm', 'remove_norm', 'start_reports',
-           'report_part', 'read_experiment', 'run_cell', 'run_experiment', 'last_epoch', 'accuracy_table', 'best_table',
-           'at_best_lr', 'difference_table', 'read_results', 'main']
+           'get_data', 'simple_convnet', 'plain_convnet', 'Affine', 'affine_norm', 'remove_norm',
+           'lsuv_small_branches_', 'start_reports', 'report_part', 'read_experiment', 'run_cell', 'run_experiment',
+           'last_epoch', 'accuracy_table', 'best_table', 'at_best_lr', 'difference_table', 'read_results',
+           'best_difference', 'summary_table', 'main']
 
 # %% ../nbs/06_article.ipynb #2ddf319c
 from fastai.vision.all import *
@@ -22,6 +23,7 @@ import matplotlib.pyplot as plt
 from sklearn.datasets import load_digits
 from .layers import *
 from .stats import *
+from .lsuv import *
 from .plot import *
 from .callback import *
 from .callback import _batch
@@ -174,7 +176,20 @@ models = dict(simple_convnet=simple_convnet, **{f'convnet{n}':partial(plain_conv
 for _arch in (xresnet18, xresnet34, xresnet50, xresnet101):
     for _k,_norm in {'':remove_norm, '_bn':noop, '_affine':affine_norm}.items(): models[_arch.__name__+_k] = partial(_xresnet, _arch, _norm)
 
-# %% ../nbs/06_article.ipynb #6e58e2d9
+# %% ../nbs/06_article.ipynb #f487daa9
+def lsuv_small_branches_(
+    model:nn.Module, # A fastai `XResNet`, changed in place
+    *xb, # One batch
+    std:float=0.25, # Of the output of each residual branch, about
+)->InitReport:
+    "LSUV in every layer but the last of each residual branch, which gets a smaller `std`."
+    lsuv_(model, *xb)
+    last = {f'{n}.convpath.{len(m.convpath)-1}.0':m.convpath[-1][0] for n,m in model.named_modules() if isinstance(m, ResBlock)}
+    if not last: raise ValueError(f'{type(model).__name__} has no residual branches')
+    with torch.no_grad():
+        for p in [p for m in last.values() for p in m.parameters()]: p.mul_(std)
+    return lsuv_(model, *xb, pre=None, layers=[n for n in init_layers(model) if n not in last])
+
 #: Name → (scheme of `InitCallback`, its options)
 starts = dict(
     normal = ('normal', {}), # N(0,1)
@@ -185,7 +200,8 @@ starts = dict(
     lsuv = ('lsuv', {}), # after Kaiming, mean 0
     lsuv_uncentered = ('lsuv', dict(center=False)), # after Kaiming
     lsuv_orthogonal = ('lsuv', dict(pre='orthogonal', center=False)), # the paper's
-    lsuv_activation = ('lsuv', dict(at='activation'))) # the article's: mean 0 and std 1 after the ReLU
+    lsuv_activation = ('lsuv', dict(at='activation')), # the article's: mean 0 and std 1 after the ReLU
+    lsuv_small_branches = (lsuv_small_branches_, {})) # after Kaiming, mean 0; residual networks only
 
 def _model(model, start, c):
     "The model that `start` needs"
@@ -305,7 +321,7 @@ def _read_done(out, cfg, command):
     info.write_text(json.dumps(dict(command=command, settings=want, python=platform.python_version(), machine=platform.machine(), threads=torch.get_num_threads(),
                                     **{n:version(n) for n in ('fastai-fastinit','fastai','torch')}), indent=1)+'\n')
     if not csv.exists(): return pd.DataFrame(columns=['scheme','lr','seed','epoch'])
-    df = pd.read_csv(csv)
+    df = pd.read_csv(csv, float_precision='round_trip')
     return df[df.groupby(['scheme','lr','seed']).epoch.transform('size')==cfg['epochs']]
 
 def _save(df, path):
@@ -379,11 +395,34 @@ def read_results(
 )->tuple: # (results, a sentence on what made them)
     "The results of an earlier run."
     path = Path(path)
-    df,info = pd.read_csv(path/'results.csv'),json.loads((path/'run.json').read_text())
+    df,info = pd.read_csv(path/'results.csv', float_precision='round_trip'),json.loads((path/'run.json').read_text())
     runs = df.groupby(['scheme','lr','seed'])
     note = (f"{runs.ngroups} runs, {runs.ngroups//df.scheme.nunique()//df.lr.nunique()} seeds; {runs.cpu_s.first().sum()/60:.0f} minutes of CPU time, {info['threads']} thread; "
             f"torch {info['torch']}, fastai {info['fastai']}. Made by `{info['command']} --out {'/'.join(path.parts[-3:])}`")
     return df,note
+
+def best_difference(
+    results:pd.DataFrame, # As `run_experiment` gives it
+    a:str='lsuv', # Name of a scheme
+    b:str='kaiming', # Name of another
+)->tuple: # (mean, lowest and highest difference over seeds, in words which is better)
+    "How much better `a` is than `b` with the best learning rate of each, seed by seed."
+    acc = last_epoch(at_best_lr(results)).set_index(['scheme','seed']).accuracy
+    d = (acc[a]-acc[b]).dropna()
+    n = f'{len(d)} of {len(d)} seeds' if len(d)>1 else 'the one seed'
+    words = f'{a} better in {n}' if d.min()>0 else f'{b} better in {n}' if d.max()<0 else 'no clear difference'
+    return d.mean(),d.min(),d.max(),words
+
+def summary_table(
+    folders:dict, # Title of a row → folder that `fastinit-article` filled
+    schemes=('default','kaiming','lsuv'), # Columns, names in `starts`
+)->pd.DataFrame: # A row an experiment; accuracy after the last epoch, its spread over seeds, and the learning rate
+    "What each scheme reached at its best learning rate, in every experiment."
+    rows = {}
+    for k,f in folders.items():
+        b = best_table(read_results(f)[0])
+        rows[k] = {**{s: f"{b['mean'][s]:.3f} ({b['min'][s]:.3f}–{b['max'][s]:.3f}) at {b.best_lr[s]:g}" for s in schemes}, 'seeds':int(b.seeds.min())}
+    return pd.DataFrame(rows).T
 
 # %% ../nbs/06_article.ipynb #a415cd46
 def _charts(results, reports):
@@ -404,19 +443,19 @@ def main(
     experiment:str, # Section of the settings: simple, xresnet50, xresnet50_bn, xresnet50_affine
     out:str='results', # Folder for results.csv and the charts; what is done in it already is not repeated
     settings:str='settings.ini', # The experiments; the options below take the place of theirs
-    model:str=None, # A name in `models`, such as xresnet18
-    data:str=None, # digits, fashion_mnist, imagenette, or a folder: of MNIST's files or of images by class
-    size:int=None, # Pixels a side
-    n_train:int=None, # Images to train on, the same ones each time; 0 for all
-    n_valid:int=None, # Images to validate on, the same ones each time; 0 for all
-    bs:int=None, # Batch size
-    epochs:int=None, # Epochs of each run
-    opt:str=None, # adam or sgd
-    lrs:str=None, # Peak learning rates of the one-cycle schedule, as '3e-4 1e-3'
-    schemes:str=None, # Starts, as 'default kaiming lsuv'
-    seeds:str=None, # A run for each, as '0 1 2'
+    model:str=None, # simple_convnet, convnet10 (20, 50), xresnet18 (34, 50, 101), with _bn or _affine; default: the section's
+    data:str=None, # digits, fashion_mnist, imagenette, or a folder: of MNIST's files or of images by class; default: the section's
+    size:int=None, # Pixels a side; default: the section's
+    n_train:int=None, # Images to train on, the same ones each time, 0 for all; default: the section's
+    n_valid:int=None, # Images to validate on, the same ones each time, 0 for all; default: the section's
+    bs:int=None, # Batch size; default: the section's
+    epochs:int=None, # Epochs of each run; default: the section's
+    opt:str=None, # adam or sgd; default: the section's
+    lrs:str=None, # Peak learning rates of the one-cycle schedule, as '3e-4 1e-3'; default: the section's
+    schemes:str=None, # Starts, as 'default kaiming lsuv', or normal, xavier, orthogonal, lsuv_uncentered, lsuv_orthogonal, lsuv_activation; default: the section's
+    seeds:str=None, # A run for each, as '0 1 2'; default: the section's
 ):
-    "Run an experiment of the article; writes results.csv, its settings and the charts (PNG and SVG), and prints the accuracies. Without an option, what the settings say."
+    "Run an experiment of the article; writes results.csv, its settings and the charts (PNG and SVG), and prints the accuracies."
     given = {k:v for k,v in dict(model=model, data=data, size=size, n_train=n_train, n_valid=n_valid, bs=bs, epochs=epochs, opt=opt, lrs=lrs, schemes=schemes, seeds=seeds).items() if v is not None}
     out = Path(out)
     command = shlex.join(['fastinit-article', experiment, *(o for k,v in given.items() for o in (f"--{k.replace('_','-')}", str(v)))])

@@ -13,7 +13,7 @@ settings = Path(__file__).parent.parent/'settings.ini'
 tiny = dict(size=16, bs=64, epochs=2, lrs='1e-3 3e-3', schemes='default lsuv_activation', seeds='0', n_train=320, n_valid=100)
 charts = 'init_stats after_relu init_stats_zoom accuracy lr_range'.split()
 def run(*args, cwd): return subprocess.run([cmd, *map(str, args)], cwd=cwd, capture_output=True, text=True)
-def same(df): return df.drop(columns='cpu_s').to_csv()
+def assert_same(a, b): pd.testing.assert_frame_equal(a.drop(columns='cpu_s'), b.drop(columns='cpu_s'), rtol=1e-3) # another number of threads rounds differently
 
 def test_run(tmp_path):
     (tmp_path/'settings.ini').write_text('[DEFAULT]\ndata=digits\nopt=adam\n' + '\n'.join(f'{k}={v}' for k,v in tiny.items()) + '\n[tiny]\nmodel=simple_convnet\n')
@@ -33,7 +33,7 @@ def test_run(tmp_path):
     df[:5].to_csv(tmp_path/'again/results.csv', index=False)
     cfg = read_experiment('tiny', tmp_path/'settings.ini')
     run_experiment(cfg, tmp_path/'again')
-    assert same(pd.read_csv(tmp_path/'again/results.csv'))==same(df)
+    assert_same(pd.read_csv(tmp_path/'again/results.csv'), df)
     # other settings do not go into the same file
     with pytest.raises(ValueError, match='was made with size = 16, not 32: pass another --out'): run_experiment({**cfg, 'size':32}, tmp_path/'again')
 
@@ -58,12 +58,12 @@ def test_help(tmp_path):
     r = run('--help', cwd=tmp_path)
     text = ' '.join(r.stdout.split())
     assert r.returncode==0
-    for o in ('Folder for results.csv', '(default: results)', '--n-train', 'Peak learning rates', 'adam or sgd'): assert o in text
+    for o in ('Folder for results.csv', '(default: results)', '--n-train', 'Peak learning rates', 'adam or sgd; default: the section'): assert o in text
 
 def test_settings_name_every_experiment():
     for name in ('simple','xresnet50','xresnet50_bn','xresnet50_affine'):
         cfg = read_experiment(name, settings)
-        assert len(cfg['lrs'])>=4 and len(cfg['seeds'])>=3 and cfg['schemes']==list(article.starts)
+        assert len(cfg['lrs'])>=4 and len(cfg['seeds'])>=3 and cfg['schemes']==list(article.starts)[:9]
 
 def idx(path, a, name, zipped):
     path.mkdir(parents=True, exist_ok=True)

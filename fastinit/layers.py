@@ -164,7 +164,7 @@ def chosen_layers(
 
 # %% ../nbs/00_layers.ipynb #83316594
 def sample_values(
-    p:Tensor, # Any tensor
+    p:Tensor, # Any shape
     n:int=64, # How many values
 )->Tensor: # Up to `n` of its values, evenly spread, as a copy of shape (≤n,)
     "A few values of `p` that tell whether it changed, without reading all of it."

@@ -296,7 +296,7 @@ def lsuv_(
     max_iter:int=10, # Steps for an activation that is not positively homogeneous; the layer itself needs none
     include_paramless:bool=False, # Also list modules without parameters in the report (always with at='activation')
 )->InitReport: # One row a layer, in order of execution
-    "Layer-sequential unit variance in one forward pass (Mishkin & Matas 2015, arXiv 1511.06422, algorithm 1); raises `InitError`."
+    "Layer-sequential unit variance in one forward pass (Mishkin & Matas 2015, arXiv 1511.06422, algorithm 1); raises `InitError`, or `ValueError` for a wrong option."
     if at not in ('layer','activation'): raise ValueError(f"at='{at}': must be 'layer' or 'activation'")
     if not std>0: raise ValueError(f'std={std}: must be over 0')
     model = unwrap(model)

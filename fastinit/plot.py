@@ -109,7 +109,7 @@ def plot_hists(
     ax:plt.Axes|None=None, # Axes to draw in
     figsize:tuple|None=None, # Inches; None to fit the number of layers
 )->plt.Axes: # The axes
-    "The histogram of every layer's output, a column a layer, the share of its values as brightness: the fastai course's 'colorful dimension'."
+    "The histogram of every layer's output, a column a layer, the share of its values as brightness: the fastai course's 'colorful dimension'; raises `ValueError` where there are none."
     h = hists.hists if isinstance(hists, InitReport) else hists
     if h is None: raise ValueError('no histograms were recorded: `learn.init_report(hist=True)`, or pass `layer_hists(model, xb)`')
     if ax is None: ax = plt.subplots(figsize=figsize or (min(16, 7+h.shape[1]/20), 4), layout='constrained')[1]
@@ -126,7 +126,7 @@ def plot_grads(
     ax:plt.Axes|None=None, # Axes to draw in
     figsize:tuple|None=None, # Inches; None to fit the number of layers
 )->plt.Axes: # The axes
-    "Std of the loss's gradient at every layer's output, on a log scale; open circles where there is none."
+    "Std of the loss's gradient at every layer's output, on a log scale; open circles where there is none; raises `ValueError` where none was recorded."
     reports = {k:r for k,r in _as_dict(reports).items() if 'grad_std' in r.df}
     if not reports: raise ValueError('no gradients were recorded: `learn.init_report(grads=True)`')
     names = max((list(r.df.layer) for r in reports.values()), key=len)
@@ -253,7 +253,7 @@ def plot_metrics(
     ax:plt.Axes|None=None, # Axes to draw in
     figsize:tuple=(7,4), # Inches
 )->plt.Axes: # The axes
-    "A metric by epoch, one line a scheme: the mean over seeds, and a band from the lowest to the highest."
+    "A metric by epoch, one line a scheme: the mean over seeds, and a band from the lowest to the highest; raises `ValueError` without that column."
     if metric not in results: raise ValueError(f"no column '{metric}'; there are {', '.join(results.columns)}")
     if ax is None: ax = plt.subplots(figsize=figsize, layout='constrained')[1]
     colors = scheme_colors(results.scheme.unique())

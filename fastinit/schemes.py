@@ -41,7 +41,7 @@ def act_gain(
     nonlinearity:str|Callable, # Name in `torch.nn.functional` or 'linear', an activation module, or any elementwise function
     a:float=0., # Negative slope, for 'relu' and 'leaky_relu' only
 )->float: # 1/sqrt(E[act(z)²]) with z ~ N(0,1)
-    "The factor that gives `nonlinearity`'s output a second moment of 1 for standard normal input (He et al. 2015, section 2.2)."
+    "The factor that gives `nonlinearity`'s output a second moment of 1 for standard normal input (He et al. 2015, section 2.2); raises `ValueError` if there is none."
     act = nonlinearity
     if isinstance(act, str): act = _named_act('leaky_relu' if act=='relu' else act, a)
     slope = {nn.ReLU:0., nn.Identity:1.}.get(type(act))
@@ -77,7 +77,7 @@ def _gain_before(node, mods):
 def auto_gains(
     model:nn.Module, # A model that torch.fx can trace (no control flow that depends on data)
 )->dict: # Dotted name of each layer that is called → gain of the activation that feeds its first call
-    "The gain that each layer of `model` needs for the activation that feeds it."
+    "The gain that each layer of `model` needs for the activation that feeds it; raises `ValueError` if torch.fx cannot trace it."
     model = unwrap(model)
     try: graph = _Tracer().trace(model)
     except Exception as e:

@@ -125,7 +125,7 @@ def forward(
     model:nn.Module, # Called once
     *xb, # Its inputs
 )->Any: # Its output
-    "Call `model(*xb)`; an error names the layer it came from."
+    "Call `model(*xb)`; raises an `InitError` that names the layer it came from."
     if not xb: raise InitError('no batch given: pass the inputs of the model, such as `lsuv_(model, x)`')
     try: return model(*xb)
     except InitError: raise
@@ -285,7 +285,7 @@ class LayerStats(ActivationStats):
 # %% ../nbs/02_stats.ipynb #1f94c3fa
 def first_tensor(
     o:Any, # Output of a module: a tensor, or tuples, lists, dicts and dataclasses of them
-)->Tensor|None: # Itself, not a copy
+)->Tensor|None: # The tensor itself, of any shape
     "The first tensor in `o`, or None"
     if isinstance(o, Tensor): return o
     if dataclasses.is_dataclass(o): o = vars(o)
@@ -550,7 +550,7 @@ def layer_grads(
     yb:Any, # The targets, likewise
     include_paramless:bool=False, # Also the modules without parameters, such as ReLU?
 )->pd.Series: # Dotted name → std of the gradient of the loss at the layer's output
-    "The size of the gradient at every layer's output, in one forward and one backward pass; changes nothing."
+    "The size of the gradient at every layer's output, in one forward and one backward pass; changes nothing. Raises `InitError` if the loss does not depend on the parameters."
     model,xb,yb = unwrap(model),*(tuple(o) if isinstance(o, (tuple,list)) else (o,) for o in (xb,yb))
     rnn = any(isinstance(m, nn.RNNBase) for m in model.modules()) # cuDNN's has no backward pass in evaluation mode
     with probing(check_model(model), *xb), _all_require_grad(model) as ps, _Grads(model, include_paramless) as s, torch.enable_grad():

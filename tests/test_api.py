@@ -62,6 +62,33 @@ def test_data_is_explained(module):
         while re.match(r'\w[\w, ]*=', lines[i-1]): i -= 1
         assert lines[i-1].startswith('#:'), f'{n}: say what it is, in a line that starts with #:'
 
+def functions(module):
+    "(name, function, all of its documentation) of public functions"
+    for n,o in public(module).items():
+        if inspect.isfunction(o) and '.' not in n: yield n,o,' '.join([o.__doc__ or '', *(v.docment or '' for v in docments(o, full=True, returns=True).values())])
+
+def raised(f):
+    "Names of the exceptions that the code of `f` itself raises"
+    tree = ast.parse(inspect.cleandoc(inspect.getsource(f)))
+    return {n.exc.func.id for n in ast.walk(tree) if isinstance(n, ast.Raise) and isinstance(n.exc, ast.Call)}
+
+@pytest.mark.parametrize('module', modules)
+def test_errors_are_named(module):
+    lacks = {n: r for n,f,text in functions(module) if (r := [e for e in raised(f) if e not in text])}
+    assert not lacks, f'say what is raised: {lacks}'
+
+@pytest.mark.parametrize('module', modules)
+def test_shapes_are_named(module):
+    "Of every tensor that goes in or comes out"
+    lacks = [f'{n}: {k}' for n,f,_ in functions(module) for k,v in docments(f, full=True, returns=True).items()
+             if 'Tensor' in str(v.anno) and 'TypeGuard' not in str(v.anno) and not re.search(r'shape|numbers|parameter|[Ss]ample|itself|Share', v.docment or '')]
+    assert not lacks, f'say the shape: {lacks}'
+
+def test_sources_are_named():
+    from fastinit.all import schemes, act_gain, fans
+    for n,f in [*schemes.items(), ('act_gain',act_gain), ('fans',fans)]:
+        if n not in ('default','normal'): assert re.search(r'[12][09]\d\d', f.__doc__), n
+
 def cells(module, exported):
     "Source of the code cells of a notebook that are exported, or that are not"
     for c in read_nb(notebooks[module]).cells:

@@ -108,14 +108,14 @@ class Correction:
     def again(self, n:str, m:nn.Module, inp:tuple, out:Tensor)->tuple:
         "Beside its mean `out` is mostly rounding: correct what `m` gives once its weights are changed"
         row = self.rows[n]
-        for last in (False, True):
+        def _given():
             with all_or_nothing(m.parameters(), keep=False):
                 _change(m, row['scale'], row['shift'])
                 out.copy_(m.forward(*inp))
-            sd,mean = self.moments(n, out)
-            if last: return sd,mean
-            scale,shift = _scale_shift(sd, mean, self.std, True)
-            row.update(scale=row['scale']*scale, shift=row['shift']*scale + shift)
+            return self.moments(n, out)
+        scale,shift = _scale_shift(*_given(), self.std, True)
+        row.update(scale=row['scale']*scale, shift=row['shift']*scale + shift)
+        return _given()
 
     def is_affine(self, m:nn.Module, inp:tuple, out:Tensor, sd:float|Tensor, center:bool)->bool:
         "Does twice the weight give twice the output, and a bias that is one std larger that much more? (The correction itself may be next to nothing and would prove nothing)"

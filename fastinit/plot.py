@@ -271,10 +271,10 @@ def plot_metrics(
 def plot_lr_range(
     results:pd.DataFrame, # Columns scheme, lr, epoch and the metric; with several seeds, one row each
     metric:str='accuracy', # Column to draw, after the last epoch
-    ax=None, # Axes to draw in
+    ax:plt.Axes|None=None, # Axes to draw in
     figsize:tuple=(7,4), # Inches
-): # The axes
-    "A metric by learning rate, one line a scheme: the mean over seeds, a bar from the lowest to the highest, and a star at the best rate."
+)->plt.Axes: # The axes
+    "A metric by learning rate, one line a scheme: the mean over seeds, a bar from the lowest to the highest, and a star at the best rate; raises `ValueError` without that column."
     if metric not in results: raise ValueError(f"no column '{metric}'; there are {', '.join(results.columns)}")
     if ax is None: ax = plt.subplots(figsize=figsize, layout='constrained')[1]
     names = results.scheme.unique()

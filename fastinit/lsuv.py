@@ -113,7 +113,8 @@ class Correction:
                 _change(m, row['scale'], row['shift'])
                 out.copy_(m.forward(*inp))
             return self.moments(n, out)
-        scale,shift = _scale_shift(*_given(), self.std, True)
+        sd,mean = _given()
+        scale,shift = _scale_shift(sd, mean, self.std, True)
         row.update(scale=row['scale']*scale, shift=row['shift']*scale + shift)
         return _given()
 

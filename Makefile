@@ -25,7 +25,7 @@ help:  ## what there is to make
 	@touch $@
 
 demo: .venv/base  ## train the article's convnet from three starts; charts in demo/
-	PYTHONWARNINGS=ignore::FutureWarning $(BIN)/fastinit-article simple --out demo
+	PYTHONWARNINGS=ignore::FutureWarning $(BIN)/fastinit-article simple --schemes 'default kaiming lsuv' --lrs 1e-3 --out demo
 
 # one notebook a core, one thread each
 test: .venv/dev  ## the notebooks, then the tests

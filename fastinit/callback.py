@@ -11,7 +11,7 @@ __all__ = ['init_', 'InitCallback', 'KaimingCallback', 'LSUVCallback']
 from fastai.basics import *
 from fastai.callback.core import TrainEvalCallback
 from fastprogress.fastprogress import progress_bar
-import inspect
+import inspect, traceback
 from .layers import *
 from .schemes import *
 from .stats import *
@@ -61,6 +61,13 @@ def _batch(learn):
     xb = to_device(xb, p.device)
     return to_half(xb) if p.dtype==torch.half else xb
 
+def _agreed_batch(learn):
+    "The inputs of one training batch; of several processes all raise if one has none"
+    with Pool(learn.model) as pool:
+        xb = _batch(learn)
+        if pool.size>1: pool.exchange('the batch')
+    return xb
+
 def _samples(model, among=None): # A few values of each parameter that has some
     return {n:sample_values(p) for n,p in unwrap(model).named_parameters()
             if (among is None or id(p) in among) and not isinstance(p, nn.parameter.UninitializedParameter) and not p.is_meta}
@@ -68,6 +75,11 @@ def _samples(model, among=None): # A few values of each parameter that has some
 def _changed(a, b): # `b` may have been converted to another dtype or device
     a,b = a.cpu(),b.cpu()
     return a.shape!=b.shape or not (torch.equal(a, b) if a.dtype==b.dtype else torch.allclose(a.float(), b.float(), rtol=0.01, atol=1e-6))
+
+def _predicts():
+    "Is this `before_fit` that of `validate`, `get_preds` or `with learn`, all in `Learner.__enter__`, or of `tta`? Nothing else tells"
+    codes = {Learner.__enter__.__code__, Learner.tta.__code__}
+    return any(f.f_code in codes for f,_ in traceback.walk_stack(None))
 
 # %% ../nbs/05_callback.ipynb #e0784b4d
 class InitCallback(Callback):
@@ -80,6 +92,7 @@ class InitCallback(Callback):
     """
     report:InitReport|None # What the layers gave
     seen:dict|None # A few values of each parameter, when the Learner was made
+    _learn:Learner|None = None
     order = TrainEvalCallback.order+1 # on the device, before wrapping and before LRFinder's snapshot
     def __init__(self,
         scheme:str|Callable, # A name in `schemes`, or a function of `(model)` or `(model, *xb)`
@@ -93,18 +106,28 @@ class InitCallback(Callback):
         self.kwargs = kwargs
         self.done,self.report,self.seen = False,None,None
 
+    @property
+    def learn(self)->Learner|None:
+        "The Learner that this callback belongs to"
+        return self._learn
+    @learn.setter
+    def learn(self, learn:Learner|None)->None:
+        "Remember what the weights were when the callback was added, to tell loaded ones later"
+        self._learn = learn
+        if self.seen is None and isinstance(getattr(learn,'model',None), nn.Module): self.seen = _samples(learn.model)
+
     def after_create(self)->None:
-        "Remember what the weights were, to tell loaded ones later"
+        "Remember the weights of the complete Learner; raises `TypeError` if its model is none"
         if not isinstance(self.learn.model, nn.Module): check_model(self.learn.model)
         self.seen = _samples(self.learn.model)
 
     def before_fit(self)->None:
-        "Initialize, in `fit` and `lr_find` only: the others have no optimizer or hold the lock"
-        if self.done or self.learn.opt is None or self.learn.lock.locked(): return
+        "Initialize, if this is the start of training"
+        if self.done or self.learn.opt is None or _predicts(): return
         model = check_model(self.learn.model)
         layers = list(chosen_layers(model)) if self.force and self.layers is None else self.layers
         skip = self.keep(model) if layers is None else {}
-        self.report = init_(model, self.scheme, *_batch(self.learn), layers=layers, skip=skip, include_paramless=self.include_paramless, **self.options())
+        self.report = init_(model, self.scheme, *_agreed_batch(self.learn), layers=layers, skip=skip, include_paramless=self.include_paramless, **self.options())
         self.learn._init_report,self.done = self.report,True
         mine = {id(p) for m in split_layers(model, layers, skip)[0].values() for p in m.parameters()}
         for cb in self.learn.cbs: # what this callback changed is not 'loaded' to the next one

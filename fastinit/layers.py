@@ -6,7 +6,7 @@ Docs: https://fastinit.github.io/fastinit/layers.html.md"""
 
 # %% auto #0
 __all__ = ['affine_types', 'recurrent_types', 'LayerChoice', 'act_funcs', 'GeneralReLU', 'is_leaf', 'leaves', 'is_activation',
-           'layer_names', 'check_model', 'unwrap', 'chosen_layers', 'sample_values', 'read_all', 'scaled_param',
+           'layer_names', 'unwrap', 'check_model', 'chosen_layers', 'sample_values', 'read_all', 'scaled_param',
            'zero_layers', 'recurrent_params', 'split_layers', 'init_layers']
 
 # %% ../nbs/00_layers.ipynb #2424b74c
@@ -57,8 +57,9 @@ def is_leaf(
 def leaves(
     names:dict, # The `layer_names` of a model
 )->list: # Modules, in the order of definition
-    "The modules without children, as fastai's `flatten_model`; a parametrized layer is one, without its parametrizations."
-    return [m for m,n in names.items() if is_leaf(m) and 'parametrizations.' not in n]
+    "The modules without children, as fastai's `flatten_model`; a parametrized layer is one, without its parametrizations, and a normalization with an activation in it."
+    norms = (_NormBase, nn.LayerNorm, nn.GroupNorm)
+    return [m for m,n in names.items() if (is_leaf(m) or isinstance(m, norms)) and 'parametrizations.' not in n]
 
 # %% ../nbs/00_layers.ipynb #afef52cb
 _act_names = '''relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ selu selu_ celu celu_ gelu silu mish softplus softsign tanhshrink
@@ -94,23 +95,6 @@ def layer_names(
         todo += [(f'{n}.{k}' if n else k, o) for k,o in reversed(m._modules.items()) if o is not None]
     return res
 
-# %% ../nbs/00_layers.ipynb #0f0d32e8
-def check_model(
-    model:Any, # What the user passed
-)->nn.Module: # The same model
-    "Raise a `TypeError` or `ValueError` that says what to do if `model` cannot be initialized."
-    if not isinstance(model, nn.Module):
-        raise TypeError(f'expected an nn.Module, got {type(model).__name__ if not isinstance(model,type) else model}: '
-                        'pass a built model, such as `learn.model` or `xresnet50(n_out=10)`')
-    if isinstance(model, torch.jit.ScriptModule): raise ValueError(f'{model.original_name} is scripted and its layers cannot be seen: initialize it, then script it')
-    for m,n in layer_names(model).items():
-        for k,p in m._parameters.items():
-            if isinstance(p, nn.parameter.UninitializedParameter):
-                raise ValueError(f'{n}.{k} is not built yet (lazy module): run one batch through the model first')
-            if hasattr(p, 'device_mesh') or hasattr(p, '_sharded_size'): raise ValueError(f'{n}.{k} is sharded over several processes: initialize the model, then shard it')
-            if p is not None and p.is_meta: raise ValueError(f'{n}.{k} has no values (meta device): `model.to_empty(device=…)` first')
-    return model
-
 # %% ../nbs/00_layers.ipynb #c0bc3758
 def unwrap(
     model:Any, # A model, perhaps in `nn.DataParallel`, `DistributedDataParallel` or `torch.compile`
@@ -120,6 +104,30 @@ def unwrap(
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)): model = model.module
         elif isinstance(getattr(model, '_orig_mod', None), nn.Module): model = model._orig_mod
         else: return model
+
+# %% ../nbs/00_layers.ipynb #0f0d32e8
+def _checked_names(model):
+    "The `layer_names` inside `model`; raises if it cannot be initialized"
+    if not isinstance(model, nn.Module):
+        raise TypeError(f'expected an nn.Module, got {type(model).__name__ if not isinstance(model,type) else model}: '
+                        'pass a built model, such as `learn.model` or `xresnet50(n_out=10)`')
+    model = unwrap(model)
+    if isinstance(model, torch.jit.ScriptModule): raise ValueError(f'{model.original_name} is scripted and its layers cannot be seen: initialize it, then script it')
+    names = layer_names(model)
+    for m,n in names.items():
+        for k,p in m._parameters.items():
+            if isinstance(p, nn.parameter.UninitializedParameter):
+                raise ValueError(f'{n}.{k} is not built yet (lazy module): run one batch through the model first')
+            if hasattr(p, 'device_mesh') or hasattr(p, '_sharded_size') or '_is_fsdp_managed_module' in vars(m): raise ValueError(f'{n}.{k} is sharded over several processes: initialize the model, then shard it')
+            if p is not None and p.is_meta: raise ValueError(f'{n}.{k} has no values (meta device): `model.to_empty(device=…)` first')
+    return names
+
+def check_model(
+    model:Any, # What the user passed
+)->nn.Module: # The same model
+    "Raise a `TypeError` or `ValueError` that says what to do if `model` cannot be initialized."
+    _checked_names(model)
+    return model
 
 # %% ../nbs/00_layers.ipynb #91b35f74
 def _chooser(layers):
@@ -135,13 +143,7 @@ def _chooser(layers):
     return _chosen
 
 # %% ../nbs/00_layers.ipynb #be9b86ef
-def chosen_layers(
-    model:nn.Module, # Looked through, never called
-    layers:LayerChoice=None, # Types, dotted names (a parent's name stands for the layers in it), modules, or a `f(name, module)`; default: linear, convolution, bilinear, recurrent
-)->dict: # Dotted name → module, in the order of definition
-    "The layers of `model` that `layers` speaks of, whether or not they may be changed; raises `ValueError` if there are none."
-    model = unwrap(model)
-    names = layer_names(check_model(model))
+def _chosen(names, layers):
     chosen = _chooser(layers)
     res = {n:m for m,n in names.items() if chosen(n, m)}
     for o in ([layers] if isinstance(layers,str) else layers if isinstance(layers,(list,tuple,L)) else []):
@@ -150,8 +152,15 @@ def chosen_layers(
             raise ValueError(f"no layer to initialize is named '{o}' or lies in it; near: {', '.join(near) or 'none'}")
     for n,m in res.items():
         if not isinstance(m, recurrent_types) and not isinstance(getattr(m,'weight',None), Tensor): raise ValueError(f'{n} ({type(m).__name__}) has no weight: leave it out of `layers`')
-    if not res: raise ValueError(f'{type(model).__name__} has no layer to initialize: none is linear, convolutional, bilinear or recurrent; choose with `layers=`')
+    if not res: raise ValueError(f'{type(first(names)).__name__} has no layer to initialize: none is linear, convolutional, bilinear or recurrent; choose with `layers=`')
     return res
+
+def chosen_layers(
+    model:nn.Module, # Looked through, never called
+    layers:LayerChoice=None, # Types, dotted names (a parent's name stands for the layers in it), modules, or a `f(name, module)`; default: linear, convolution, bilinear, recurrent
+)->dict: # Dotted name → module, in the order of definition
+    "The layers of `model` that `layers` speaks of, whether or not they may be changed; raises `ValueError` if there are none."
+    return _chosen(_checked_names(model), layers)
 
 # %% ../nbs/00_layers.ipynb #83316594
 def sample_values(
@@ -183,11 +192,12 @@ def scaled_param(
 
 def zero_layers(
     layers:dict, # Name → module
-)->set: # Some of the names
-    "The names of those whose weight is zero throughout."
-    ws = {n:m.weight.detach() for n,m in layers.items()}
-    first = read_all(w.flatten()[0] for w in ws.values()) # rarely 0 in a layer that is not
-    return {n for n,v in zip(ws, first) if v==0 and not ws[n].any()}
+    gains:bool=False, # Also look at parameters other than weight and bias, such as the gain of a weight-standardized convolution?
+)->set: # Names
+    "Those whose weight, or gain, is zero throughout."
+    ws = [(n,m.weight) for n,m in layers.items()] + [(n,p) for n,m in layers.items() if gains for k,p in m._parameters.items() if k not in ('weight','bias') and p is not None]
+    first = read_all(w.detach().flatten()[0] for _,w in ws) # rarely 0 in a layer that is not
+    return {n for (n,w),v in zip(ws, first) if v==0 and not w.any()}
 
 def _reason(m, by_choice, tied):
     "Why `m` must not be changed, or None"
@@ -214,9 +224,10 @@ def split_layers(
     skip:dict|None=None, # Dotted name → reason, for further layers that must stay as they are
 )->tuple: # ({dotted name: module} to initialize, {dotted name: why not} for the others)
     "The layers that an initialization of `model` changes; and those it must not: 'frozen', 'zero', 'shared' or 'unsupported parametrization'."
-    ls = chosen_layers(model, layers)
+    names = _checked_names(model)
+    ls = _chosen(names, layers)
     mods = set(ls.values())
-    tied = {id(p) for m in layer_names(model) if m not in mods for p in m._parameters.values() if p is not None} | _shared_biases(mods)
+    tied = {id(p) for m in names if m not in mods for p in m._parameters.values() if p is not None} | _shared_biases(mods)
     skip = skip or {}
     left = {n:r for n,m in ls.items() if (r := skip.get(n) or _reason(m, layers is not None, tied))}
     left.update(dict.fromkeys(zero_layers({n:m for n,m in ls.items() if n not in left and not isinstance(m, recurrent_types)}), 'zero'))

@@ -24,9 +24,10 @@ def _is_plain(m):
     return 'forward' not in vars(m) and type(m).forward in _plain_forwards and getattr(type(m), '_conv_forward', None) in _plain_forwards
 
 def _apply(o, scale, shift):
-    "`o` ← o·scale + shift"
-    o.mul_(scale)
-    return o if shift is None else o.add_(shift)
+    "`o` ← o·scale + shift, in one pass over `o` where they are numbers"
+    if shift is None: return o.mul_(scale)
+    if isinstance(scale, Tensor): return o.mul_(scale).add_(shift)
+    return torch.add(torch.tensor(shift, dtype=o.dtype), o, alpha=scale, out=o)
 
 def _change(m, scale, shift):
     "weight ← weight·scale, bias ← bias·scale + shift"
@@ -85,23 +86,45 @@ class Correction:
 
     def correct(self, n:str, m:nn.Module, inp:tuple, out:Tensor)->None:
         "Correct `out`, and remember how"
-        sd,mean = self.stats.moments(out)
-        if self.pool: sd,mean = self.pool(n, out.numel(), sd, mean)
+        sd,mean = self.moments(n, out)
         scale,shift = _scale_shift(sd, mean, self.std, self.center and getattr(m, 'bias', None) is not None)
-        if not _is_plain(m) and not self.is_affine(m, inp, out, scale, shift):
-            if shift is None or not self.is_affine(m, inp, out, scale, None):
+        if not _is_plain(m) and not self.is_affine(m, inp, out, sd, shift is not None):
+            if shift is None or not self.is_affine(m, inp, out, sd, False):
                 self.left[n] = 'not affine'
                 return
             shift = None # its bias counts otherwise than its weight
         self.rows[n] = dict(mean_before=mean, std_before=sd, scale=scale, shift=shift)
-        _apply(out, scale, shift)
-        self.stats.record(m, out, sd*scale, mean*scale + (0. if shift is None else shift))
+        if shift is not None and not isinstance(sd, Tensor) and 1e-6*abs(mean)<sd<1e-3*abs(mean): sd,mean = self.again(n, m, inp, out)
+        else:
+            _apply(out, scale, shift)
+            sd,mean = sd*scale,mean*scale + (0. if shift is None else shift)
+        self.stats.record(m, out, sd, mean)
 
-    def is_affine(self, m:nn.Module, inp:tuple, out:Tensor, scale:float|Tensor, shift:float|Tensor|None)->bool:
-        "Does `m` give the corrected output once its weights are changed?"
+    def moments(self, n:str, out:Tensor)->tuple:
+        "(std, mean) of `out`, of all processes together"
+        sd,mean = self.stats.moments(out)
+        return self.pool(n, out.numel(), sd, mean) if self.pool else (sd,mean)
+
+    def again(self, n:str, m:nn.Module, inp:tuple, out:Tensor)->tuple:
+        "Beside its mean `out` is mostly rounding: correct what `m` gives once its weights are changed"
+        row = self.rows[n]
+        def _given():
+            with all_or_nothing(m.parameters(), keep=False):
+                _change(m, row['scale'], row['shift'])
+                out.copy_(m.forward(*inp))
+            return self.moments(n, out)
+        sd,mean = _given()
+        scale,shift = _scale_shift(sd, mean, self.std, True)
+        row.update(scale=row['scale']*scale, shift=row['shift']*scale + shift)
+        return _given()
+
+    def is_affine(self, m:nn.Module, inp:tuple, out:Tensor, sd:float|Tensor, center:bool)->bool:
+        "Does twice the weight give twice the output, and a bias that is one std larger that much more? (The correction itself may be next to nothing and would prove nothing)"
+        shift = sd if center else None
         with all_or_nothing(m.parameters(), keep=False):
-            _change(m, scale, shift)
-            return torch.allclose(m.forward(*inp), _apply(out.clone(), scale, shift), rtol=1e-2, atol=1e-2*self.std)
+            _change(m, 2., shift)
+            want = _apply(out.clone(), 2., shift)
+            return bool(((m.forward(*inp)-want).abs() <= 1e-2*(want.abs()+sd)).all())
 
     def follow(self, n:str, m:nn.Module, out:Tensor, owner:str)->Tensor|None:
         "Correct `out`, the output of a layer that has its weight from `owner`, and a bias of its own or none"
@@ -138,20 +161,21 @@ def solve_scale(
     center:str|None=None, # What moves the mean of the output to 0: 'bias', the `sub` of a 'GeneralReLU', or None
     tol:float=1e-3, # Accept a std (and with 'sub' a mean) within tol of the target
     max_iter:int=10, # Steps of Newton
+    measure:Callable=_measure, # Gives std and mean of `act((z+shift)*scale)`
 )->tuple: # (scale, shift, converged): act(scale·(z+shift)) has the target std
     "Find the scale that gives `act`'s output a std of `std`; (1, 0, False) where there is none, as for a sigmoid."
     s,t,h,sub = 1.,0.,0.05,act.sub.clone() if center=='sub' else None
     f = act.forward if isinstance(act, nn.Module) else act # so that no hook takes a trial for the real thing
     for _ in range(max_iter+1):
-        sd,mean = _measure(f, z, s, t)
+        sd,mean = measure(f, z, s, t)
         if not (math.isfinite(sd) and sd>0): break
         if center=='sub': act.sub += mean
         if abs(sd-std)<=tol/2 and (center!='sub' or abs(mean)<=tol/2): return s,t,True
-        slope = math.log(_measure(f, z, s*(1+h), t)[0]/sd)/math.log(1+h)
+        slope = math.log(measure(f, z, s*(1+h), t)[0]/sd)/math.log(1+h)
         step = math.log(std/sd)/slope if slope>1e-4 else math.inf
         if not abs(step)<20: break # saturated: no scale gets there
         if center=='bias':
-            grad = (_measure(f, z, s, t+h)[1]-mean)/h
+            grad = (measure(f, z, s, t+h)[1]-mean)/h
             t -= max(-0.5, min(0.5, mean/grad)) if grad>0 else 0.
         s *= math.exp(max(-3., min(3., step)))
     if center=='sub': act.sub.copy_(sub)
@@ -183,10 +207,9 @@ class ActivationCorrection(Correction):
         acts:Iterable=(), # Modules that are activations, though torch does not know them
         tol:float=1e-3, # See `solve_scale`
         max_iter:int=10, # See `solve_scale`
-        pool:Pool|None=None, # Must be of one process
+        pool:Pool|None=None, # Of several processes
     ):
-        super().__init__(layers, stats, std, center)
-        if pool and pool.size>1: raise NotImplementedError("at='activation' works in one process: initialize before the processes start, or use at='layer'")
+        super().__init__(layers, stats, std, center, pool)
         store_attr('acts,tol,max_iter')
         self.pending,self.moved,self.watch = None,set(),_Watch(self)
 
@@ -223,10 +246,11 @@ class ActivationCorrection(Correction):
         else: center = 'bias' if row['shift'] is not None and _is_odd(getattr(act, 'forward', act), o) else None
         if center=='sub': self.moved.add(act)
         z = o.float() if o.dtype in (torch.half, torch.bfloat16) else o
-        s,t,row['converged'] = solve_scale(act, z, self.std, center, self.tol, self.max_iter)
+        measure = _measure if self.pool is None else lambda *args: self.pool(n, z.numel(), *_measure(*args))
+        s,t,row['converged'] = solve_scale(act, z, self.std, center, self.tol, self.max_iter, measure)
         _apply(o, s, s*t)
         row.update(scale=row['scale']*s, shift=None if row['shift'] is None else row['shift']*s + s*t)
-        self.stats.record(m, o, *self.stats.moments(o))
+        self.stats.record(m, o, *self.moments(n, o))
 
 # %% ../nbs/03_lsuv.ipynb #6f6580ea
 def _first_not_finite(rows):
@@ -282,10 +306,10 @@ def lsuv_(
         scaled = {n:m for n,m in todo.items() if not isinstance(m, recurrent_types)}
         acts = [m for m in model.modules() if is_activation(m)] if at=='activation' else []
         # until `commit` only `pre` changes weights, and a GeneralReLU its constant
-        params = [p for m in todo.values() if pre is not None for p in m.parameters()] + [m.sub for m in acts if isinstance(m, GeneralReLU)]
+        params = list(model.parameters()) if pool.size>1 else [p for m in todo.values() if pre is not None for p in m.parameters()]
+        params += [m.sub for m in acts if isinstance(m, GeneralReLU)]
         stats = LayerStats(model, include_paramless or at=='activation', but=scaled.values())
         corr = Correction(scaled, stats, std, center, pool) if at=='layer' else ActivationCorrection(scaled, stats, std, center, acts, tol, max_iter, pool)
-        if pool.size>1: params = list(model.parameters())
         with all_or_nothing(params):
             with probing(model, *xb) as notes:
                 if pre is not None and todo: get_scheme(pre)(model, layers=list(todo.values()))

@@ -142,6 +142,15 @@ def _draw(w, std, distribution):
     if distribution=='normal': return nn.init.normal_(w, 0., std)
     return nn.init.uniform_(w, -math.sqrt(3)*std, math.sqrt(3)*std)
 
+def _orthogonal(w, gain):
+    "`nn.init.orthogonal_`, for a matrix twice as long as wide or more by the Cholesky factor of AᵀA: the same Q, at the speed of matrix products"
+    rows,cols = len(w),w.numel()//len(w)
+    if max(rows, cols) < 2*min(rows, cols): return nn.init.orthogonal_(w, gain) # AᵀA would square too large a condition number
+    a = w.new_empty(rows, cols, dtype=torch.promote_types(w.dtype, torch.float)).normal_()
+    tall = a if rows>cols else a.T
+    q = torch.linalg.solve_triangular(torch.linalg.cholesky(tall.T@tall), tall.T, upper=False)
+    return w.copy_((q.T if rows>cols else q).reshape(w.shape)).mul_(gain)
+
 def _check(name, value, *known):
     if value not in known: raise ValueError(f"{name}='{value}': must be {' or '.join(repr(o) for o in known)}")
 
@@ -178,7 +187,7 @@ def orthogonal_(
     layers:LayerChoice=None, # As in `chosen_layers`
 )->nn.Module: # `model`
     "Weights, as matrices of shape (out, rest), with orthonormal rows or columns, biases of 0 (Saxe et al. 2013)."
-    return _fill(model, layers, lambda n,m,w: nn.init.orthogonal_(w, gain))
+    return _fill(model, layers, lambda n,m,w: _orthogonal(w, gain))
 
 def normal_(
     model:nn.Module, # Changed in place

@@ -18,7 +18,7 @@ import torch.distributed as dist
 import zlib
 from contextlib import nullcontext, suppress
 from .layers import *
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm,_NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 # %% ../nbs/02_stats.ipynb #2ed6ca57
@@ -38,9 +38,12 @@ def all_or_nothing(
         raise
     if not keep: _restore()
 
-def _set_training(m, mode):
-    if isinstance(m, torch.jit.ScriptModule): m.training = mode
-    else: vars(m)['training'] = mode # a module's own setattr looks through everything else first
+def _set(m, **attrs):
+    if isinstance(m, torch.jit.ScriptModule): m.training = attrs['training']
+    else: vars(m).update(attrs) # a module's own setattr looks through everything else first
+
+def _is_batchnorm(m): # torch's own; it moves no running statistics if it is told not to track them
+    return isinstance(m, _BatchNorm) and type(m).forward is _BatchNorm.forward and 'forward' not in vars(m)
 
 @contextmanager
 def _modes(names, notes, bs):
@@ -51,19 +54,22 @@ def _modes(names, notes, bs):
         if m.training and per_channel<2:
             m.training = False
             notes.append(f'{names[m]} used its running statistics: the batch gives it one value a channel')
-    was,hooks = {m:m.training for m in names},[]
+    was,hooks = {m:dict(training=m.training) for m in names},[]
     for m in was:
-        _set_training(m, isinstance(m, _NormBase))
+        _set(m, training=isinstance(m, _NormBase))
+        if _is_batchnorm(m):
+            was[m]['track_running_stats'] = m.track_running_stats
+            _set(m, track_running_stats=False)
         if m.training and (bs<2 or isinstance(m, _InstanceNorm)): hooks.append(m.register_forward_pre_hook(_too_small))
     try: yield
     finally:
         for h in hooks: h.remove()
-        for m,t in was.items(): _set_training(m, t)
+        for m,attrs in was.items(): _set(m, **attrs)
 
 @contextmanager
 def _buffers(mods):
     "Put every buffer back, replaced ones included; the constant of a `GeneralReLU` is a weight and stays"
-    was = [(m, k, b, None if b is None else b.clone()) for m in mods if m._buffers and not isinstance(m, GeneralReLU) for k,b in m._buffers.items()]
+    was = [(m, k, b, None if b is None else b.clone()) for m in mods if m._buffers and not (isinstance(m, GeneralReLU) or _is_batchnorm(m)) for k,b in m._buffers.items()]
     try: yield
     finally:
         for m,k,b,v in was:
@@ -75,7 +81,7 @@ def _no_fast_path(mods):
     "Attention's fused path does not call its layers, compiled modules do not call hooks"
     was = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    compiled = any(getattr(m, '_compiled_call_impl', None) is not None or hasattr(m, '_orig_mod') for m in mods)
+    compiled = any(getattr(m, '_compiled_call_impl', None) is not None or '_orig_mod' in m._modules for m in mods)
     try:
         with torch.compiler.set_stance('force_eager') if compiled else nullcontext(): yield
     finally: torch.backends.mha.set_fastpath_enabled(was)
@@ -83,9 +89,12 @@ def _no_fast_path(mods):
 @contextmanager
 def unmoved_rng()->Iterator[None]: # For `with`
     "Leave the random number generators of Python, NumPy and torch where they are."
-    was = get_random_states()
+    py,arrays,cpu = random.getstate(),np.random.get_state(),torch.get_rng_state()
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [] # else there is no state yet, and asking for it would start CUDA
     try: yield
-    finally: set_random_states(**was)
+    finally:
+        random.setstate(py); np.random.set_state(arrays); torch.set_rng_state(cpu)
+        if gpus: torch.cuda.set_rng_state_all(gpus)
 
 @contextmanager
 def probing(
@@ -135,11 +144,11 @@ def flat(
 
 def spread_sample(
     o:Tensor, # Any shape
-)->Tensor: # A copy: all of `o` if it has less than 2^13 values, else 3,904, shape (n,) or (61,64)
-    "61 evenly spread runs of 64 values of `o`, if there are many: enough to count with."
+)->Tensor: # A copy: all of `o` if it has less than 2^12 values, else 1,984, shape (n,) or (31,64)
+    "31 evenly spread runs of 64 values of `o`, if there are many: enough to count with."
     v = flat(o)
     n = v.numel()
-    return (v if n<2**13 else v.as_strided((61,64), (n//61,1))).clone() # a prime, so that the runs do not stay in one channel
+    return (v if n<2**12 else v.as_strided((31,64), (n//31,1))).clone() # a prime, so that the runs do not stay in one channel
 
 def _sum_sq(v): # One dot product of 50 million values in float32 would be off by 1e-4
     return v.dot(v) if v.numel()<=2**20 else sum(r.dot(r).double() for r in v.split(2**20))
@@ -184,6 +193,14 @@ class Moments:
         std = (_sum_sq(torch.view_as_real(v-mean).view(-1))/max(1, v.numel()-1)).sqrt()
         return (std,mean) if self.is_lazy(v) else (std.item(),mean.item())
 
+def _norm_moments(m, var, shape):
+    "(std, mean) of the output, of `shape`, of a batchnorm whose batch had the variances `var` (those with n−1)"
+    total,(w,b) = math.prod(shape),(m.weight.detach(),m.bias.detach())
+    n = total//len(var)
+    mean = b.mean()
+    within = (var/(var + m.eps*n/(n-1))).dot(w*w) # the sum over channels of what normalization leaves of their variance
+    return ((within + (b-mean).square().sum())*n/(total-1)).sqrt(),mean
+
 def has_moments(
     o:Any, # Output of a module
 )->TypeGuard[Tensor]: # Is it a tensor of floating point or complex numbers?
@@ -207,8 +224,13 @@ def attention_units(
     return {m.out_proj:m for m in mods if isinstance(m, nn.MultiheadAttention)}
 
 # %% ../nbs/02_stats.ipynb #7d5f7bfa
+def _is_known_norm(m):
+    "torch's own batchnorm, in float32 at least, whose output nobody changes"
+    return _is_batchnorm(m) and m.affine and m.weight.dtype in (torch.float, torch.double) and not m._forward_hooks
+
 class LayerStats(ActivationStats):
     "fastai's `ActivationStats` for one forward pass of a model, by name and in order of execution: `with LayerStats(model) as s: model(x)`."
+    reads_norms = False # Look at the output of a batchnorm even where it follows from the batch's variances?
     def __init__(self,
         model:nn.Module, # Its modules are hooked while in the context
         include_paramless:bool=False, # Also the modules without parameters, such as ReLU?
@@ -216,33 +238,46 @@ class LayerStats(ActivationStats):
     ):
         super().__init__(include_paramless=include_paramless, cpu=False, detach=False)
         self.names,self.moments,self.rows = layer_names(model),Moments(),{}
-        self.modules,but,units = [],set(but),attention_units(self.names)
+        self.modules,self.norms,but,units = [],[],set(but),attention_units(self.names)
         for m in leaves(self.names):
             if m in but or isinstance(m, torch.jit.ScriptModule) or not (include_paramless or has_params(m)): continue # which take no hooks
             if m in units: self.names[units[m]] = self.names[m]
-            self.modules.append(units.get(m, m))
-        norms = {m:m for m in self.modules if isinstance(m, _NormBase) and m.affine}
-        self.silent = {m for m in zero_layers(norms) if not m.bias.any()} # gives exactly 0: no need to look
+            (self.norms if _is_known_norm(m) and not self.reads_norms else self.modules).append(units.get(m, m))
 
     def hook(self, m:nn.Module, i:tuple, o:Any)->None:
         "Keep mean, std and the share near zero of the first output of `m`: fastai's numbers, not yet read from the device"
         if not isinstance(o, Tensor): o = first_tensor(o)
         if self.names[m] in self.rows or not has_moments(o): return
         with torch._C.DisableTorchFunction(): # plain tensors, and unseen by who watches the pass
-            sample = spread_sample(o)
-            self.record(m, o, *((0.,0.) if m in self.silent and not sample.any() else self.moments(o)), sample)
+            self.record(m, o, *self.moments(o))
 
-    def record(self, m:nn.Module, o:Tensor, std:float|Tensor, mean:float|Tensor, sample:Tensor|None=None)->None:
+    def norm(self, m:_BatchNorm, mean:Tensor, var:Tensor, x:Tensor)->Tensor:
+        "The forward of torch's own batchnorm, which leaves the batch's variances in `var`: its output need not be read"
+        if not m.training or m.track_running_stats or self.names[m] in self.rows:
+            o = type(m).forward(m, x)
+            self.hook(m, (x,), o)
+            return o
+        m._check_input_dim(x)
+        o = torch.native_batch_norm(x, m.weight, m.bias, mean, var, True, 1., m.eps)[0]
+        with torch._C.DisableTorchFunction(): self.record(m, o, var, None)
+        return o
+
+    def record(self, m:nn.Module, o:Tensor, std:float|Tensor, mean:float|Tensor|None)->None:
         "Keep the statistics of `o`, the output of `m`"
-        self.rows[self.names[m]] = dict(module=m, shape=o.shape, mean=mean, std=std, sample=spread_sample(o) if sample is None else sample) # to be counted after the pass
+        self.rows[self.names[m]] = dict(module=m, shape=o.shape, mean=mean, std=std, sample=spread_sample(o)) # to be counted after the pass
 
     def __enter__(self):
         self._register()
+        for m in self.norms: vars(m)['forward'] = partial(self.norm, m, torch.zeros_like(m.weight), torch.zeros_like(m.weight))
         return self
-    def __exit__(self, *args): self._remove()
+    def __exit__(self, *args):
+        self._remove()
+        for m in self.norms: del vars(m)['forward']
 
     def table(self)->list:
         "A dict for each layer: layer, type, shape, mean and std, read from the device, and the sample that near_zero is counted in"
+        for r in self.rows.values():
+            if r['mean'] is None: r['std'],r['mean'] = _norm_moments(r['module'], r['std'], r['shape'])
         vals = iter(read_all(r[k] for r in self.rows.values() for k in ('mean','std')))
         return [dict(layer=n, type=type(r['module']).__name__, shape=tuple(r['shape']), mean=next(vals), std=next(vals), sample=r['sample'])
                 for n,r in self.rows.items()]
@@ -436,7 +471,7 @@ def judged(
     "What was recorded, and a word on it."
     rows = stats.table() if pool is None else pool.finish(stats.table(), but)
     silent = {r['layer']:stats.rows[r['layer']]['module'] for r in rows if r['mean']==r['std']==0}
-    _add_status(rows, zero_layers({n:m for n,m in silent.items() if isinstance(getattr(m,'weight',None), Tensor)}), target)
+    _add_status(rows, zero_layers({n:m for n,m in silent.items() if isinstance(getattr(m,'weight',None), Tensor)}, gains=True), target)
     return rows
 
 def frame(
@@ -461,6 +496,7 @@ def init_stats(
 # %% ../nbs/02_stats.ipynb #109de370
 class _Hists(LayerStats):
     "A histogram of the first output of each module"
+    reads_norms = True
     def __init__(self, model, include_paramless, bins, lim):
         super().__init__(model, include_paramless)
         self.hists,self.bins,self.lim = {},bins,lim
@@ -487,6 +523,7 @@ InitReport.hists = None # where nobody asked for them
 # %% ../nbs/02_stats.ipynb #127cf5b3
 class _Grads(LayerStats):
     "The gradient at the first output of each module"
+    reads_norms = True
     def __init__(self, model, include_paramless):
         super().__init__(model, include_paramless)
         self.stds = {} # in the order of execution; filled on the way back

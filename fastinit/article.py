@@ -18,7 +18,7 @@ from fastprogress.fastprogress import progress_bar
 from configparser import ConfigParser
 from importlib.metadata import version
 from urllib.error import URLError
-import gzip, platform, shlex
+import gc, gzip, platform, shlex
 import matplotlib.pyplot as plt
 from sklearn.datasets import load_digits
 from .layers import *
@@ -342,6 +342,7 @@ def run_experiment(
     done = set(zip(res.scheme, res.lr, res.seed))
     bar = progress_bar([c for c in itertools.product(cfg['seeds'], cfg['lrs'], cfg['schemes']) if c[::-1] not in done])
     for seed,lr,scheme in bar:
+        gc.collect() # a Learner is a cycle, and keeps its weights until it is found
         bar.comment = f'{scheme}, learning rate {lr:g}, seed {seed}'
         rows = pd.DataFrame(run_cell(dls, cfg['model'], scheme, lr, seed, cfg['epochs'], cfg['opt']))
         res = pd.concat([res, rows], ignore_index=True) if len(res) else rows

@@ -398,7 +398,7 @@ def read_results(
     path = Path(path)
     df,info = pd.read_csv(path/'results.csv', float_precision='round_trip'),json.loads((path/'run.json').read_text())
     runs = df.groupby(['scheme','lr','seed'])
-    note = (f"{runs.ngroups} runs, {runs.ngroups//df.scheme.nunique()//df.lr.nunique()} seeds; {runs.cpu_s.first().sum()/60:.0f} minutes of CPU time, {info['threads']} thread; "
+    note = (f"{runs.ngroups} runs of seeds {sorted(set(df.seed))}; {runs.cpu_s.first().sum()/60:.0f} minutes of CPU time, {info['threads']} thread; "
             f"torch {info['torch']}, fastai {info['fastai']}. Made by `{info['command']} --out {'/'.join(path.parts[-3:])}`")
     return df,note
 
@@ -410,7 +410,7 @@ def best_difference(
     "How much better `a` is than `b` with the best learning rate of each, seed by seed."
     acc = last_epoch(at_best_lr(results)).set_index(['scheme','seed']).accuracy
     d = (acc[a]-acc[b]).dropna()
-    n = f'{len(d)} of {len(d)} seeds' if len(d)>1 else 'the one seed'
+    n = f'all {len(d)} seeds' if len(d)>1 else 'the one seed'
     words = f'{a} better in {n}' if d.min()>0 else f'{b} better in {n}' if d.max()<0 else 'no clear difference'
     return d.mean(),d.min(),d.max(),words
 

@@ -58,6 +58,10 @@ def test_own_links_are_relative(site):
     text = ''.join(f.read_text() for f in site.glob('*.html'))
     assert 'href="https://fastinit.github.io' not in re.sub(r'<link[^>]*canonical[^>]*>', '', text)
 
+def test_prose_links_to_the_reference(site):
+    page = (site/'stats.html').read_text()
+    assert 'href="stats.html#probing"' in page and re.search(r'href="https://[^"]*stats.py#L\d+"[^>]*>source', page)
+
 def test_search_index(site):
     text = json.dumps(json.loads((site/'search.json').read_text()))
     for n in notebooks: assert f'{n}.html' in text, n

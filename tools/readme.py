@@ -41,7 +41,9 @@ def output(o, name):
 
 def cell(c, i):
     "Markdown of one cell"
-    if c.cell_type!='code': return re.sub(r'\]\((\d+\w*\.ipynb)', r'](nbs/\1', c.source)
+    if c.cell_type!='code':
+        text = re.sub(r'\[(`[^`]+`)\]\(https?:[^)]*\)', r'\1', c.source) # links into the site: GitHub has the notebooks
+        return re.sub(r'\]\((\d+\w*\.ipynb)', r'](nbs/\1', text)
     shown = [md for k,o in enumerate(c.outputs) if (md := output(o, f'cell-{i}-{k}'))]
     source = [] if re.search(r'^#\|\s*echo:\s*false', c.source, re.M) else [f'```python\n{c.source.rstrip()}\n```']
     return '\n\n'.join([*source, *shown])

@@ -18,7 +18,7 @@ from fastprogress.fastprogress import progress_bar
 from configparser import ConfigParser
 from importlib.metadata import version
 from urllib.error import URLError
-import gzip, platform, shlex
+import gc, gzip, platform, shlex
 import matplotlib.pyplot as plt
 from sklearn.datasets import load_digits
 from .layers import *
@@ -342,6 +342,7 @@ def run_experiment(
     done = set(zip(res.scheme, res.lr, res.seed))
     bar = progress_bar([c for c in itertools.product(cfg['seeds'], cfg['lrs'], cfg['schemes']) if c[::-1] not in done])
     for seed,lr,scheme in bar:
+        gc.collect() # a Learner is a cycle, and keeps its weights until it is found
         bar.comment = f'{scheme}, learning rate {lr:g}, seed {seed}'
         rows = pd.DataFrame(run_cell(dls, cfg['model'], scheme, lr, seed, cfg['epochs'], cfg['opt']))
         res = pd.concat([res, rows], ignore_index=True) if len(res) else rows
@@ -397,7 +398,7 @@ def read_results(
     path = Path(path)
     df,info = pd.read_csv(path/'results.csv', float_precision='round_trip'),json.loads((path/'run.json').read_text())
     runs = df.groupby(['scheme','lr','seed'])
-    note = (f"{runs.ngroups} runs, {runs.ngroups//df.scheme.nunique()//df.lr.nunique()} seeds; {runs.cpu_s.first().sum()/60:.0f} minutes of CPU time, {info['threads']} thread; "
+    note = (f"{runs.ngroups} runs of seeds {sorted(set(df.seed))}; {runs.cpu_s.first().sum()/60:.0f} minutes of CPU time, {info['threads']} thread; "
             f"torch {info['torch']}, fastai {info['fastai']}. Made by `{info['command']} --out {'/'.join(path.parts[-3:])}`")
     return df,note
 
@@ -409,7 +410,7 @@ def best_difference(
     "How much better `a` is than `b` with the best learning rate of each, seed by seed."
     acc = last_epoch(at_best_lr(results)).set_index(['scheme','seed']).accuracy
     d = (acc[a]-acc[b]).dropna()
-    n = f'{len(d)} of {len(d)} seeds' if len(d)>1 else 'the one seed'
+    n = f'all {len(d)} seeds' if len(d)>1 else 'the one seed'
     words = f'{a} better in {n}' if d.min()>0 else f'{b} better in {n}' if d.max()<0 else 'no clear difference'
     return d.mean(),d.min(),d.max(),words
 

@@ -155,7 +155,7 @@ def test_search(browser, url, width):
         browser.d.find_element(By.CSS_SELECTOR, '.navbar-toggler').click()
         box = browser.wait(lambda d: next((e for e in d.find_elements(By.CSS_SELECTOR, 'input') if e.is_displayed()), None))
     box.send_keys('GeneralReLU')
-    found = browser.wait(lambda d: [e for e in d.find_elements(By.CSS_SELECTOR, 'a') if e.is_displayed() and 'layers.html' in (e.get_attribute('href') or '') and 'GeneralReLU' in e.text])
+    found = browser.wait(lambda d: [e for e in d.find_elements(By.XPATH, '//a[not(ancestor::main)]') if e.is_displayed() and 'layers.html' in (e.get_attribute('href') or '') and 'GeneralReLU' in e.text])
     found[0].click()
     browser.wait(lambda d: 'layers.html' in d.current_url)
     assert not browser.errors()

@@ -65,7 +65,7 @@ def test_metadata(wheel):
     assert meta['License-Expression']=='Apache-2.0' and meta['Requires-Python']=='>=3.10'
     deps = {re.split(r'[<>=;\[ ]', d)[0] for d in meta.get_all('Requires-Dist') if 'extra' not in d}
     assert deps=={'fastai','fastcore','fastprogress','matplotlib','numpy','pandas','scikit-learn','torch'}
-    assert set(meta.get_all('Provides-Extra'))=={'bench','dev','docs'}
+    assert set(meta.get_all('Provides-Extra'))=={'bench','dev','docs','zoo'}
     assert any('Python :: 3.13' in c for c in meta.get_all('Classifier')) and '# fastinit' in meta.get_payload()
     entry = wheel.read(next(n for n in wheel.namelist() if n.endswith('entry_points.txt'))).decode()
     assert 'fastinit-article = fastinit.article:main' in entry and 'fastinit = fastinit._modidx:d' in entry

@@ -18,6 +18,13 @@ def site(project):
     assert 'broken link' not in r.stdout+r.stderr, r.stdout+r.stderr
     return project/'_docs'
 
+def test_titles_stand_alone():
+    "nbdev takes a notebook's first cell for front matter: what else is in it would not be on the site"
+    from fastcore.nbio import read_nb
+    for f in (root/'nbs').glob('*.ipynb'):
+        rest = re.sub(r'^# .*\n+(> .*)?', '', read_nb(f).cells[0].source).strip()
+        assert not rest, f'{f.name}: put what follows title and description into a cell of its own'
+
 class Page(HTMLParser):
     "What a page points to, and its anchors"
     def __init__(self, path):

@@ -17,13 +17,15 @@ help:  ## what there is to make
 	$(PIP) -e .
 	@touch $@
 
+.venv/dev: .venv/docs # its tests build the site
+
 .venv/%: .venv/base
 	@echo "Installing the '$*' extra …"
 	$(PIP) -e '.[$*]'
 	@touch $@
 
 demo: .venv/base  ## train the article's convnet from three starts; charts in demo/
-	PYTHONWARNINGS=ignore::FutureWarning $(BIN)/fastinit-article simple --out demo
+	PYTHONWARNINGS=ignore::FutureWarning $(BIN)/fastinit-article simple --schemes 'default kaiming lsuv' --lrs 1e-3 --out demo
 
 # one notebook a core, one thread each
 test: .venv/dev  ## the notebooks, then the tests

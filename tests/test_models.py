@@ -93,7 +93,10 @@ class Doubling(nn.Linear):
     "A layer of one's own whose bias counts twice: it can be scaled, not centered by its mean"
     def forward(self, x): return 2*super().forward(x)
 
-def test_subclasses():
+@pytest.mark.parametrize('lazy', [False, True], ids=['numbers','tensors'])
+def test_subclasses(monkeypatch, lazy):
+    "With statistics read at once, as on the CPU, and with tensors that nobody waits for"
+    monkeypatch.setattr('fastinit.stats.Moments.__init__', lambda self, _=None: vars(self).update(lazy=lazy, buf=torch.empty(0)))
     model = nn.Sequential(nn.Conv2d(3,8,3), Standardized(8,8,3), nn.Flatten(), Doubling(8*36,10))
     with pytest.warns(UserWarning, match='1 not affine .1.'): r = lsuv_(model, torch.randn(16,3,10,10))
     assert r['1'].status=='not affine' and r['3'].status=='ok' and abs(r['3']['std']-1)<1e-5

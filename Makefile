@@ -11,11 +11,13 @@ help:  ## what there is to make
 .venv/pyvenv.cfg:
 	$(PYTHON) -m venv .venv
 
-# one stamp for each set of dependencies: base, dev, docs, bench
+# one stamp for each set of dependencies: base, dev, docs, zoo, bench
 .venv/base: .venv/pyvenv.cfg pyproject.toml setup.cfg
 	@echo "Installing fastinit and what it needs (a few minutes the first time) …"
 	$(PIP) -e .
 	@touch $@
+
+.venv/dev: .venv/docs # its tests build the site
 
 .venv/%: .venv/base
 	@echo "Installing the '$*' extra …"
@@ -30,7 +32,7 @@ test: .venv/dev  ## the notebooks, then the tests
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2
 	$(BIN)/python -m pytest
 
-zoo: .venv/dev  ## every architecture of torchvision and fastai; benchmarks/zoo.csv (some 4 minutes)
+zoo: .venv/dev .venv/zoo  ## whole architectures of torchvision, timm, transformers, fastai; benchmarks/zoo.csv (some 15 minutes)
 	FASTINIT_ZOO=1 $(BIN)/python -m pytest tests/test_zoo.py
 
 docs: .venv/docs  ## the site, in _docs/

@@ -1,86 +1,63 @@
-"""How long LSUV takes, next to one forward pass of the same model and to the `lsuv` package; writes one_pass.csv and one_pass.png.
+"""LSUV next to one forward pass, and to fastinit's peers, over twelve models; writes one_pass.csv, peers.csv and their charts.
 
     make bench        or        python benchmarks/bench_one_pass.py
 """
-import platform, time, warnings
-from copy import deepcopy
-from importlib.metadata import version
-from pathlib import Path
-warnings.filterwarnings('ignore')
-import matplotlib; matplotlib.use('agg')
 import matplotlib.pyplot as plt
-import pandas as pd, torch, torchvision
-from torch import nn
-from fastai.vision.all import xresnet50
 from fastprogress.fastprogress import progress_bar
-from lsuv import lsuv_with_singlebatch
-from fastinit.all import *
-from fastinit.article import simple_convnet
+from side_by_side import *
 
-here,runs = Path(__file__).parent,7
-models = dict(simple_convnet=simple_convnet, resnet18=torchvision.models.resnet18, xresnet50=lambda: xresnet50(n_out=10),
-              densenet121=torchvision.models.densenet121, mobilenet_v3_small=torchvision.models.mobilenet_v3_small)
-
-def forward(model, x):
-    with torch.no_grad(): model(x)
-
-def passes(model, f):
-    "How often `f` calls the forward of the model"
-    calls = []
-    h = model.register_forward_pre_hook(lambda *_: calls.append(1))
-    f()
-    h.remove()
-    return len(calls)
-
-def worst(model, x):
-    "Largest |std − 1| over the layers that are called, in a pass of its own with hooks of its own; batchnorm in training mode"
-    stds,model = [],deepcopy(model).eval()
-    for m in model.modules():
-        if isinstance(m, nn.modules.batchnorm._NormBase): m.train()
-        if isinstance(m, affine_types): m.register_forward_hook(lambda m,i,o: stds.append(o.double().std().item()))
-    forward(model, x)
-    return max(abs(s-1) for s in stds)
-
-def timed(f):
-    t = time.perf_counter()
-    f()
-    return time.perf_counter()-t
-
-def measure(name):
-    "One row: medians of interleaved runs"
+def ratio(name, bs, size):
+    "One row: LSUV and the report beside one forward pass"
     torch.manual_seed(0)
-    model,x = models[name]().train(),torch.randn(16,3,64,64)
-    evaluating = deepcopy(model).eval()
-    ours,theirs = deepcopy(model),deepcopy(model)
-    peer = lambda: lsuv_with_singlebatch(theirs, x, verbose=False, do_orthonorm=False)
-    row = dict(model=name, layers=len(init_layers(model)), passes=passes(ours, lambda: lsuv_(ours, x, pre=None)), peer_passes=passes(theirs, peer))
-    row.update(worst=worst(ours, x), peer_worst=worst(theirs, x))
-    times = []
-    for _ in range(runs):
-        fresh = deepcopy(model)
-        times.append([timed(lambda: forward(model, x)), timed(lambda: forward(evaluating, x)), timed(lambda: lsuv_(fresh, x, pre=None)), timed(lambda: init_stats(model, x))])
-    theirs = deepcopy(model)
-    row['peer_s'] = timed(peer)
-    row.update(pd.DataFrame(times, columns=['forward_s','forward_eval_s','lsuv_s','stats_s']).median())
-    return {**row, 'ratio':row['lsuv_s']/row['forward_s'], 'ratio_eval':row['lsuv_s']/row['forward_eval_s'], 'speedup':row['peer_s']/row['lsuv_s']}
+    model,x = models[name](size).train(),batch(name, bs, size)
+    t = medians(dict(forward=lambda: forward(model, x), lsuv=lambda: ours(model, x), stats=lambda: init_stats(model, x)))
+    return dict(model=name, batch='×'.join(map(str, x.shape)), layers=len(init_layers(model)), forward_s=t['forward'], lsuv_s=t['lsuv'], ratio=t['lsuv']/t['forward'], stats_ratio=t['stats']/t['forward'])
+
+def beside(name, bs=16, size=64):
+    "One row a method: passes, largest error and time, each on a fresh copy of the same model"
+    torch.manual_seed(0)
+    model,x,rows = models[name](size).train(),batch(name, bs, size),{}
+    for k,f in peers.items():
+        m = deepcopy(model)
+        try: rows[k] = dict(model=name, method=k, passes=passes(m, lambda: f(m, x)), worst=worst(m, x, train_norm=f in (ours, course)))
+        except Exception as e: rows[k] = dict(model=name, method=k, failed=f'{type(e).__name__}: {e}'[:80])
+    def _fresh(f):
+        m = deepcopy(model) # in the run, for all alike: an initialized model would be done in fewer passes
+        f(m, x)
+    times = interleaved({'copy':lambda: deepcopy(model), **{k:partial(_fresh, peers[k]) for k,r in rows.items() if 'failed' not in r}}, runs=5, warm=0, limit=10.)
+    copy = pd.Series(times.pop('copy')).median()
+    for k,t in times.items(): rows[k].update(seconds=pd.Series(t).median()-copy, runs=len(t))
+    for r in rows.values(): r['times_slower'] = r.get('seconds', float('nan'))/rows['fastinit']['seconds']
+    return list(rows.values())
+
+def bars(ax, df, col, by, names, fmt='{:.3g}'):
+    "Horizontal bars, a group a model, a bar for each of `names`, with their numbers"
+    h = 0.8/len(names)
+    for i,k in enumerate(names):
+        v = df[df[by]==k].set_index('model')[col].reindex(df.model.unique())
+        y = [j + (len(names)-1)*h/2 - i*h for j in range(len(v))]
+        ax.barh(y, v, h, color=colors.get(k, ['#009E73','#0072B2'][i%2]), label=k)
+        for a,b in zip(v, y):
+            if a==a: ax.text(a*1.03, b, fmt.format(a), va='center', fontsize=7)
+    ax.set_yticks(range(len(v)), v.index); ax.invert_yaxis(); ax.legend(frameon=False, fontsize=8)
 
 def main():
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        df = pd.DataFrame([measure(n) for n in progress_bar(list(models))])
-    machine = f"{torch.get_num_threads()} threads, {platform.machine()}; torch {torch.__version__}, lsuv {version('lsuv')}, Python {platform.python_version()}"
-    df['machine'] = machine
-    df.to_csv(here/'one_pass.csv', index=False, float_format='%.4g')
-    _,ax = plt.subplots(figsize=(8,4), layout='constrained')
-    y = range(len(df))
-    ax.barh([i+0.2 for i in y], df.lsuv_s/df.forward_s, 0.4, color='#009E73', label='fastinit')
-    ax.barh([i-0.2 for i in y], df.peer_s/df.forward_s, 0.4, color='#E69F00', label=f"lsuv {version('lsuv')}")
-    for i,r in df.iterrows():
-        for dy,v in ((0.2, r.ratio), (-0.2, r.peer_s/r.forward_s)): ax.text(v*1.05, i+dy, f'{v:.3g}', va='center')
-    ax.set_yticks(list(y), df.model); ax.set_xscale('log'); ax.set_xlim(0.5, (df.peer_s/df.forward_s).max()*3)
-    ax.axvline(1, color='0.5', ls='--', lw=1)
-    ax.set_xlabel('time ÷ one forward pass without gradients (log scale)'); ax.legend(frameon=False, loc='lower right')
+    df = pd.DataFrame([ratio(n, *size) for size in ((32,128),(16,64)) for n in progress_bar(list(models)) if not (n=='mlp_200' and size[1]==64)])
+    save(df, 'one_pass')
+    big = df[df.batch!=df.batch.iloc[-1]]
+    print(f"32×3×128×128: median {big.ratio.median():.3f}, worst {big.ratio.max():.3f}\n")
+    df['size'] = df.batch.where(df.model!='mlp_200', '32×3×128×128')
+    _,ax = plt.subplots(figsize=(8,7), layout='constrained')
+    bars(ax, df, 'ratio', 'size', list(df['size'].unique()))
+    ax.axvline(1, color='0.5', ls='--', lw=1); ax.set_xlabel('time of lsuv_(pre=None) ÷ one forward pass without gradients (mlp_200: batch of 512×512)')
     ax.figure.savefig(here/'one_pass.png', dpi=110)
-    print(df.drop(columns='machine').round(4).to_string(index=False)); print(machine)
+    df = pd.DataFrame([r for n in progress_bar(list(models)) for r in beside(n)])
+    save(df, 'peers')
+    _,(a,b) = plt.subplots(1, 2, figsize=(12,8), layout='constrained', sharey=True)
+    bars(a, df, 'seconds', 'method', list(peers)); bars(b, df.assign(worst=df.worst.clip(1e-8, 1e3)), 'worst', 'method', list(peers), '{:.0e}')
+    a.set_xlabel('seconds (log scale), batch 16×3×64×64'); b.set_xlabel('largest |std − 1| of a layer (log scale; missing: not finite)')
+    for ax in (a,b): ax.set_xscale('log'); ax.margins(x=0.12)
+    b.get_legend().remove()
+    a.figure.savefig(here/'peers.png', dpi=110)
 
 if __name__=='__main__': main()

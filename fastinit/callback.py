@@ -11,7 +11,7 @@ __all__ = ['init_', 'InitCallback', 'KaimingCallback', 'LSUVCallback']
 from fastai.basics import *
 from fastai.callback.core import TrainEvalCallback
 from fastprogress.fastprogress import progress_bar
-import inspect, warnings
+import inspect, traceback
 from .layers import *
 from .schemes import *
 from .stats import *
@@ -24,10 +24,10 @@ def _takes_batch(f): return any(p.kind==p.VAR_POSITIONAL for p in inspect.signat
 
 def init_(
     model:nn.Module, # Changed in place; on any error bit-identical to before
-    scheme, # A name in `schemes`, or a function of `(model)` or `(model, *xb)`
+    scheme:str|Callable, # A name in `schemes`, or a function of `(model)` or `(model, *xb)`
     *xb, # One batch of the model's inputs
-    layers=None, # As in `chosen_layers`
-    skip:dict=None, # Dotted name → reason, for layers that must stay as they are
+    layers:LayerChoice=None, # As in `chosen_layers`
+    skip:dict|None=None, # Dotted name → reason, for layers that must stay as they are
     include_paramless:bool=False, # Also list modules without parameters in the report
     **kwargs # Passed to the scheme
 )->InitReport: # One row a layer, in order of execution
@@ -61,6 +61,13 @@ def _batch(learn):
     xb = to_device(xb, p.device)
     return to_half(xb) if p.dtype==torch.half else xb
 
+def _agreed_batch(learn):
+    "The inputs of one training batch; of several processes all raise if one has none"
+    with Pool(learn.model) as pool:
+        xb = _batch(learn)
+        if pool.size>1: pool.exchange('the batch')
+    return xb
+
 def _samples(model, among=None): # A few values of each parameter that has some
     return {n:sample_values(p) for n,p in unwrap(model).named_parameters()
             if (among is None or id(p) in among) and not isinstance(p, nn.parameter.UninitializedParameter) and not p.is_meta}
@@ -69,13 +76,27 @@ def _changed(a, b): # `b` may have been converted to another dtype or device
     a,b = a.cpu(),b.cpu()
     return a.shape!=b.shape or not (torch.equal(a, b) if a.dtype==b.dtype else torch.allclose(a.float(), b.float(), rtol=0.01, atol=1e-6))
 
+def _predicts():
+    "Is this `before_fit` that of `validate`, `get_preds` or `with learn`, all in `Learner.__enter__`, or of `tta`? Nothing else tells"
+    codes = {Learner.__enter__.__code__, Learner.tta.__code__}
+    return any(f.f_code in codes for f,_ in traceback.walk_stack(None))
+
 # %% ../nbs/05_callback.ipynb #e0784b4d
 class InitCallback(Callback):
-    "Initialize the model with `scheme` before its first fit, once; `report` then holds what its layers gave."
+    """Initialize the model with `scheme` before its first fit, once; `report` then holds what its layers gave.
+
+        learn = Learner(dls, model, cbs=InitCallback('xavier'))
+        learn.fit_one_cycle(3) # initializes, then trains
+
+    `learn.init_report()` shows what it did. Frozen, loaded and pretrained layers keep their weights, unless named in `layers=` or with `force=True`.
+    """
+    report:InitReport|None # What the layers gave
+    seen:dict|None # A few values of each parameter, when the Learner was made
+    _learn:Learner|None = None
     order = TrainEvalCallback.order+1 # on the device, before wrapping and before LRFinder's snapshot
     def __init__(self,
-        scheme, # A name in `schemes`, or a function of `(model)` or `(model, *xb)`
-        layers=None, # As in `chosen_layers`; those named are initialized even if frozen or loaded
+        scheme:str|Callable, # A name in `schemes`, or a function of `(model)` or `(model, *xb)`
+        layers:LayerChoice=None, # As in `chosen_layers`; those named are initialized even if frozen or loaded
         force:bool=False, # Initialize all layers, frozen, loaded and pretrained ones too
         include_paramless:bool=False, # Also list modules without parameters, such as ReLU, in the report
         **kwargs # Passed to the scheme
@@ -85,26 +106,38 @@ class InitCallback(Callback):
         self.kwargs = kwargs
         self.done,self.report,self.seen = False,None,None
 
-    def after_create(self):
-        "Remember what the weights were, to tell loaded ones later"
+    @property
+    def learn(self)->Learner|None:
+        "The Learner that this callback belongs to"
+        return self._learn
+    @learn.setter
+    def learn(self, learn:Learner|None)->None:
+        "Remember what the weights were when the callback was added, to tell loaded ones later"
+        self._learn = learn
+        if self.seen is None and isinstance(getattr(learn,'model',None), nn.Module): self.seen = _samples(learn.model)
+
+    def after_create(self)->None:
+        "Remember the weights of the complete Learner; raises `TypeError` if its model is none"
         if not isinstance(self.learn.model, nn.Module): check_model(self.learn.model)
         self.seen = _samples(self.learn.model)
 
-    def before_fit(self):
-        "Initialize, in `fit` and `lr_find` only: the others have no optimizer or hold the lock"
-        if self.done or self.learn.opt is None or self.learn.lock.locked(): return
+    def before_fit(self)->None:
+        "Initialize, if this is the start of training"
+        if self.done or self.learn.opt is None or _predicts(): return
         model = check_model(self.learn.model)
         layers = list(chosen_layers(model)) if self.force and self.layers is None else self.layers
         skip = self.keep(model) if layers is None else {}
-        self.report = init_(model, self.scheme, *_batch(self.learn), layers=layers, skip=skip, include_paramless=self.include_paramless, **self.options())
+        self.report = init_(model, self.scheme, *_agreed_batch(self.learn), layers=layers, skip=skip, include_paramless=self.include_paramless, **self.options())
         self.learn._init_report,self.done = self.report,True
         mine = {id(p) for m in split_layers(model, layers, skip)[0].values() for p in m.parameters()}
         for cb in self.learn.cbs: # what this callback changed is not 'loaded' to the next one
             if isinstance(cb, InitCallback) and cb.seen is not None: cb.seen = {**cb.seen, **_samples(model, mine)}
 
-    def options(self): return self.kwargs
+    def options(self)->dict:
+        "What is passed to the scheme"
+        return self.kwargs
 
-    def keep(self, model):
+    def keep(self, model:nn.Module)->dict:
         "Name → reason for layers with weights that must not be lost"
         ls,learn = chosen_layers(model),self.learn
         stepped = any(set(o)-{'do_wd','force_train'} for o in learn.opt.state.values()) # what fastai writes at the start
@@ -118,26 +151,44 @@ class InitCallback(Callback):
         return {n:why for n,ps in params.items() if (why := _why(ps))}
 
 class KaimingCallback(InitCallback):
-    "Kaiming initialization (He et al. 2015) before the first fit."
+    """Kaiming initialization (He et al. 2015) before the first fit.
+
+        learn = Learner(dls, model, cbs=KaimingCallback(nonlinearity='auto'))
+        learn.fit_one_cycle(3) # initializes, then trains
+
+    `nonlinearity` names the activation for all layers, or 'auto': the one that feeds each layer; `a` is the slope of a leaky ReLU.
+    `mode`: 'fan_in' or 'fan_out'; `distribution`: 'normal' or 'uniform'. `layers` and `force` are those of `InitCallback`.
+    """
     @delegates(kaiming_)
     def __init__(self,
         force:bool=False, # Initialize all layers, frozen, loaded and pretrained ones too
         include_paramless:bool=False, # Also list modules without parameters, such as ReLU, in the report
         **kwargs
-    ):
+    ): # A callback for `cbs=`
         super().__init__('kaiming', force=force, include_paramless=include_paramless, **kwargs)
 
 class LSUVCallback(InitCallback):
-    "LSUV (Mishkin & Matas 2015) in one forward pass before the first fit; after a `KaimingCallback`, on its weights."
+    """LSUV (Mishkin & Matas 2015) in one forward pass before the first fit; after a `KaimingCallback`, on its weights.
+
+        learn = Learner(dls, model, cbs=LSUVCallback())
+        learn.fit_one_cycle(3) # one batch gives every layer mean 0 and std 1, then it trains
+
+    `learn.init_report()` shows what it did, `learn.lsuv.report.df` is the table.
+    Frozen, loaded and pretrained layers keep their weights, unless named in `layers=` (types, dotted names, modules, a function of name and module) or with `force=True`.
+    `pre` runs first: 'kaiming', 'orthogonal' (the paper), any other of `schemes`, or None to keep the weights.
+    `std` is the target, `tol` how near is near enough; `center` also takes the mean out, where there is a bias.
+    `at='activation'` makes both right after the activation that follows a layer, in `max_iter` steps at most where it is no ReLU.
+    `include_paramless` also lists ReLUs and other modules without parameters. Raises `InitError`, with every weight as it was, where a layer gives NaN or inf.
+    """
     order = InitCallback.order+1 # the article's conclusion: Kaiming, then LSUV
-    @delegates(lsuv_, but='skip')
+    @delegates(lsuv_, but=['skip'])
     def __init__(self,
         force:bool=False, # Initialize all layers, frozen, loaded and pretrained ones too
         **kwargs
-    ):
+    ): # A callback for `cbs=`
         super().__init__('lsuv', force=force, **kwargs)
 
-    def options(self):
+    def options(self)->dict:
         "Another initialization's weights are kept, not drawn again"
         before = any(cb.done for cb in self.learn.cbs if isinstance(cb, InitCallback) and cb is not self)
         return {'pre':None, **self.kwargs} if before else self.kwargs
@@ -145,7 +196,7 @@ class LSUVCallback(InitCallback):
 # %% ../nbs/05_callback.ipynb #1e452c12
 def _targets(learn):
     "The targets of the batch of `_batch`"
-    with no_random(42+rank_distrib()): b = learn.dls.train.new().one_batch() if hasattr(learn.dls.train, 'new') else first(learn.dls.train)
+    with no_random(42+rank_distrib()): b = learn.dls.train.new().one_batch() if hasattr(learn.dls.train, 'new') else next(iter(learn.dls.train))
     n = getattr(learn.dls, 'n_inp', 1 if len(b)==1 else len(b)-1)
     return to_device(tuple(b)[n:], first(learn.model.parameters()).device)
 
@@ -172,8 +223,8 @@ def init_report(self:Learner,
 @patch
 @delegates(plot_init_stats)
 def compare_inits(self:Learner,
-    inits=('default','kaiming','lsuv'), # Names in `schemes` or functions
-    layers=None, # As in `chosen_layers`
+    inits:Iterable=('default','kaiming','lsuv'), # Names in `schemes` or functions
+    layers:LayerChoice=None, # As in `chosen_layers`
     include_paramless:bool=False, # Also measure modules without parameters, such as ReLU
     **kwargs
 )->dict: # Name → `InitReport`

@@ -11,7 +11,6 @@ __all__ = ['Correction', 'solve_scale', 'ActivationCorrection', 'lsuv_']
 from fastai.basics import *
 import warnings
 from torch.overrides import TorchFunctionMode
-from torch.nn.modules.conv import _ConvNd
 from .layers import *
 from .schemes import *
 from .stats import *
@@ -25,9 +24,10 @@ def _is_plain(m):
     return 'forward' not in vars(m) and type(m).forward in _plain_forwards and getattr(type(m), '_conv_forward', None) in _plain_forwards
 
 def _apply(o, scale, shift):
-    "`o` ← o·scale + shift"
-    o.mul_(scale)
-    return o if shift is None else o.add_(shift)
+    "`o` ← o·scale + shift, in one pass over `o` where they are numbers"
+    if shift is None: return o.mul_(scale)
+    if isinstance(scale, Tensor): return o.mul_(scale).add_(shift)
+    return torch.add(torch.tensor(shift, dtype=o.dtype), o, alpha=scale, out=o)
 
 def _change(m, scale, shift):
     "weight ← weight·scale, bias ← bias·scale + shift"
@@ -51,7 +51,7 @@ class Correction:
         stats:LayerStats, # Records the corrected outputs
         std:float=1., # Target
         center:bool=True, # Also take the mean out, through the bias?
-        pool:Pool=None, # Of several processes
+        pool:Pool|None=None, # Of several processes
     ):
         store_attr()
         self.names = {m:n for n,m in layers.items()}
@@ -64,11 +64,11 @@ class Correction:
     def __exit__(self, *args):
         for h in self.hooks: h.remove()
 
-    def unit_hook(self, m, unit, inp, out):
+    def unit_hook(self, m:nn.Module, unit:nn.Module, inp:tuple, out:Any)->None:
         "The output of an attention is that of its last layer `m`; changed in place, as it is one of several"
         self.hook(m, inp, first_tensor(out))
 
-    def hook(self, m, inp, out):
+    def hook(self, m:nn.Module, inp:tuple, out:Any)->Tensor|None:
         "What `m` will give once its weights are changed"
         n = self.names[m]
         with torch._C.DisableTorchFunction():
@@ -76,7 +76,7 @@ class Correction:
             if self.left.get(n, 'shared')=='shared': self.first_call(n, m, inp, out)
             if n not in self.rows: self.stats.hook(m, inp, out)
 
-    def first_call(self, n, m, inp, out):
+    def first_call(self, n:str, m:nn.Module, inp:tuple, out:Any)->None:
         "Correct `out`, or say why not"
         owner = self.owner.setdefault(id(m._parameters.get('weight', m)), n)
         if owner!=n: self.follow(n, m, out, owner)
@@ -84,28 +84,50 @@ class Correction:
         elif out.numel()<2: raise InitError(f'{n} ({type(m).__name__}) gives a single value on this batch, which has no std: use a larger batch')
         else: self.correct(n, m, inp, out)
 
-    def correct(self, n, m, inp, out):
+    def correct(self, n:str, m:nn.Module, inp:tuple, out:Tensor)->None:
         "Correct `out`, and remember how"
-        sd,mean = self.stats.moments(out)
-        if self.pool: sd,mean = self.pool(n, out.numel(), sd, mean)
+        sd,mean = self.moments(n, out)
         scale,shift = _scale_shift(sd, mean, self.std, self.center and getattr(m, 'bias', None) is not None)
-        if not _is_plain(m) and not self.is_affine(m, inp, out, scale, shift):
-            if shift is None or not self.is_affine(m, inp, out, scale, None):
+        if not _is_plain(m) and not self.is_affine(m, inp, out, sd, shift is not None):
+            if shift is None or not self.is_affine(m, inp, out, sd, False):
                 self.left[n] = 'not affine'
                 return
             shift = None # its bias counts otherwise than its weight
         self.rows[n] = dict(mean_before=mean, std_before=sd, scale=scale, shift=shift)
-        _apply(out, scale, shift)
-        self.stats.record(m, out, sd*scale, mean*scale + (0. if shift is None else shift))
+        if shift is not None and not isinstance(sd, Tensor) and 1e-6*abs(mean)<sd<1e-3*abs(mean): sd,mean = self.again(n, m, inp, out)
+        else:
+            _apply(out, scale, shift)
+            sd,mean = sd*scale,mean*scale + (0. if shift is None else shift)
+        self.stats.record(m, out, sd, mean)
 
-    def is_affine(self, m, inp, out, scale, shift):
-        "Does `m` give the corrected output once its weights are changed?"
+    def moments(self, n:str, out:Tensor)->tuple:
+        "(std, mean) of `out`, of all processes together"
+        sd,mean = self.stats.moments(out)
+        return self.pool(n, out.numel(), sd, mean) if self.pool else (sd,mean)
+
+    def again(self, n:str, m:nn.Module, inp:tuple, out:Tensor)->tuple:
+        "Beside its mean `out` is mostly rounding: correct what `m` gives once its weights are changed"
+        row = self.rows[n]
+        def _given():
+            with all_or_nothing(m.parameters(), keep=False):
+                _change(m, row['scale'], row['shift'])
+                out.copy_(m.forward(*inp))
+            return self.moments(n, out)
+        sd,mean = _given()
+        scale,shift = _scale_shift(sd, mean, self.std, True)
+        row.update(scale=row['scale']*scale, shift=row['shift']*scale + shift)
+        return _given()
+
+    def is_affine(self, m:nn.Module, inp:tuple, out:Tensor, sd:float|Tensor, center:bool)->bool:
+        "Does twice the weight give twice the output, and a bias that is one std larger that much more? (The correction itself may be next to nothing and would prove nothing)"
+        shift = sd if center else None
         with all_or_nothing(m.parameters(), keep=False):
-            _change(m, scale, shift)
-            return torch.allclose(m.forward(*inp), _apply(out.clone(), scale, shift), rtol=1e-2, atol=1e-2*self.std)
+            _change(m, 2., shift)
+            want = _apply(out.clone(), 2., shift)
+            return bool(((m.forward(*inp)-want).abs() <= 1e-2*(want.abs()+sd)).all())
 
-    def follow(self, n, m, out, owner):
-        "Output of a layer that has its weight from `owner`, and a bias of its own or none"
+    def follow(self, n:str, m:nn.Module, out:Tensor, owner:str)->Tensor|None:
+        "Correct `out`, the output of a layer that has its weight from `owner`, and a bias of its own or none"
         self.left[n],row,b = 'shared',self.rows.get(owner),getattr(m, 'bias', None)
         if row is None: return
         if b is getattr(self.layers[owner], 'bias', None): return _apply(out, row['scale'], row['shift'])
@@ -114,7 +136,7 @@ class Correction:
         return out.sub_(b).mul_(row['scale']).add_(b)
 
     @torch.no_grad()
-    def commit(self):
+    def commit(self)->None:
         "Change the weights, which nothing did before; in one call that no interrupt can divide, after the small things"
         ms = [(self.layers[n], r['scale'], r['shift']) for n,r in reversed(self.rows.items())] # the latest are still in the cache
         if not ms: return
@@ -133,26 +155,27 @@ def _is_odd(act, z):
 def _measure(act, z, s, t): return read_all(Moments()(act((z+t)*s))) # std and mean, as numbers
 
 def solve_scale(
-    act, # Elementwise function
+    act:Callable, # Elementwise function
     z:Tensor, # Its input, any shape, in float32 at least
     std:float=1., # Target for the std of its output
-    center:str=None, # What moves the mean of the output to 0: 'bias', the `sub` of a 'GeneralReLU', or None
+    center:str|None=None, # What moves the mean of the output to 0: 'bias', the `sub` of a 'GeneralReLU', or None
     tol:float=1e-3, # Accept a std (and with 'sub' a mean) within tol of the target
     max_iter:int=10, # Steps of Newton
+    measure:Callable=_measure, # Gives std and mean of `act((z+shift)*scale)`
 )->tuple: # (scale, shift, converged): act(scale·(z+shift)) has the target std
     "Find the scale that gives `act`'s output a std of `std`; (1, 0, False) where there is none, as for a sigmoid."
     s,t,h,sub = 1.,0.,0.05,act.sub.clone() if center=='sub' else None
     f = act.forward if isinstance(act, nn.Module) else act # so that no hook takes a trial for the real thing
     for _ in range(max_iter+1):
-        sd,mean = _measure(f, z, s, t)
+        sd,mean = measure(f, z, s, t)
         if not (math.isfinite(sd) and sd>0): break
         if center=='sub': act.sub += mean
         if abs(sd-std)<=tol/2 and (center!='sub' or abs(mean)<=tol/2): return s,t,True
-        slope = math.log(_measure(f, z, s*(1+h), t)[0]/sd)/math.log(1+h)
+        slope = math.log(measure(f, z, s*(1+h), t)[0]/sd)/math.log(1+h)
         step = math.log(std/sd)/slope if slope>1e-4 else math.inf
         if not abs(step)<20: break # saturated: no scale gets there
         if center=='bias':
-            grad = (_measure(f, z, s, t+h)[1]-mean)/h
+            grad = (measure(f, z, s, t+h)[1]-mean)/h
             t -= max(-0.5, min(0.5, mean/grad)) if grad>0 else 0.
         s *= math.exp(max(-3., min(3., step)))
     if center=='sub': act.sub.copy_(sub)
@@ -175,14 +198,18 @@ class _Watch(TorchFunctionMode):
 
 class ActivationCorrection(Correction):
     "A `Correction` that brings the output of the activation after each layer to the target."
-    def __init__(self, layers, stats, std=1., center=True,
-        acts=(), # Modules that are activations, though torch does not know them
+    pending:tuple|None # (name, layer, output, its version) of a layer whose activation is awaited
+    def __init__(self,
+        layers:dict, # Dotted name → module
+        stats:LayerStats, # Records the corrected outputs
+        std:float=1., # Target, after the activation
+        center:bool=True, # Also take the mean out, through the bias or the `sub` of a `GeneralReLU`?
+        acts:Iterable=(), # Modules that are activations, though torch does not know them
         tol:float=1e-3, # See `solve_scale`
         max_iter:int=10, # See `solve_scale`
-        pool:Pool=None, # Must be of one process
+        pool:Pool|None=None, # Of several processes
     ):
-        super().__init__(layers, stats, std, center)
-        if pool and pool.size>1: raise NotImplementedError("at='activation' works in one process: initialize before the processes start, or use at='layer'")
+        super().__init__(layers, stats, std, center, pool)
         store_attr('acts,tol,max_iter')
         self.pending,self.moved,self.watch = None,set(),_Watch(self)
 
@@ -195,21 +222,23 @@ class ActivationCorrection(Correction):
         self.watch.__exit__(*args)
         super().__exit__(*args)
 
-    def correct(self, n, m, inp, out):
+    def correct(self, n:str, m:nn.Module, inp:tuple, out:Tensor)->None:
+        "Correct `out`, and wait for the activation"
         super().correct(n, m, inp, out)
         self.pending = (n, m, out, out._version) if n in self.rows else None
 
-    def awaits(self, x):
+    def awaits(self, x:Any)->bool:
         "Is `x` the latest corrected output, still as it was?"
         if self.pending is None or not isinstance(x, Tensor): return False
         _,_,o,version = self.pending
         return o._version==version and x.data_ptr()==o.data_ptr() and x.numel()==o.numel()
 
-    def before_act(self, act, inp):
+    def before_act(self, act:nn.Module, inp:tuple)->None:
+        "Act if `act` gets the latest corrected output"
         if self.awaits(inp[0]):
             with torch._C.DisableTorchFunction(): self.fit(act)
 
-    def fit(self, act):
+    def fit(self, act:Callable)->None:
         "Scale the pending layer so that `act` gives the target"
         n,m,o,_ = self.pending
         self.pending,row = None,self.rows[n]
@@ -217,10 +246,11 @@ class ActivationCorrection(Correction):
         else: center = 'bias' if row['shift'] is not None and _is_odd(getattr(act, 'forward', act), o) else None
         if center=='sub': self.moved.add(act)
         z = o.float() if o.dtype in (torch.half, torch.bfloat16) else o
-        s,t,row['converged'] = solve_scale(act, z, self.std, center, self.tol, self.max_iter)
+        measure = _measure if self.pool is None else lambda *args: self.pool(n, z.numel(), *_measure(*args))
+        s,t,row['converged'] = solve_scale(act, z, self.std, center, self.tol, self.max_iter, measure)
         _apply(o, s, s*t)
         row.update(scale=row['scale']*s, shift=None if row['shift'] is None else row['shift']*s + s*t)
-        self.stats.record(m, o, *self.stats.moments(o))
+        self.stats.record(m, o, *self.moments(n, o))
 
 # %% ../nbs/03_lsuv.ipynb #6f6580ea
 def _first_not_finite(rows):
@@ -257,17 +287,17 @@ def _warn_left(left, stacklevel=3):
 def lsuv_(
     model:nn.Module, # Changed in place; on any error bit-identical to before
     *xb, # Its inputs: one mini-batch, as the model takes it
-    pre:str='kaiming', # Scheme that runs first: 'kaiming' (the article), 'orthogonal' (the paper), any of `schemes`, or None to keep the weights
+    pre:str|Callable|None='kaiming', # Scheme that runs first: 'kaiming' (the article), 'orthogonal' (the paper), any of `schemes`, or None to keep the weights
     std:float=1., # Target std
     center:bool=True, # Bring the mean to 0 where there is a bias (fastai course)?
     at:str='layer', # Where: at the output of the 'layer', or of the 'activation' that follows it
-    layers=None, # As in `chosen_layers`; those named are initialized even if frozen
-    skip:dict=None, # Dotted name → reason, for layers that must stay as they are; the report repeats the reason
+    layers:LayerChoice=None, # As in `chosen_layers`; those named are initialized even if frozen
+    skip:dict|None=None, # Dotted name → reason, for layers that must stay as they are; the report repeats the reason
     tol:float=1e-3, # Accept a std within tol of the target
     max_iter:int=10, # Steps for an activation that is not positively homogeneous; the layer itself needs none
     include_paramless:bool=False, # Also list modules without parameters in the report (always with at='activation')
 )->InitReport: # One row a layer, in order of execution
-    "Layer-sequential unit variance in one forward pass (Mishkin & Matas 2015, arXiv 1511.06422, algorithm 1); raises `InitError`."
+    "Layer-sequential unit variance in one forward pass (Mishkin & Matas 2015, arXiv 1511.06422, algorithm 1); raises `InitError`, or `ValueError` for a wrong option."
     if at not in ('layer','activation'): raise ValueError(f"at='{at}': must be 'layer' or 'activation'")
     if not std>0: raise ValueError(f'std={std}: must be over 0')
     model = unwrap(model)
@@ -276,10 +306,10 @@ def lsuv_(
         scaled = {n:m for n,m in todo.items() if not isinstance(m, recurrent_types)}
         acts = [m for m in model.modules() if is_activation(m)] if at=='activation' else []
         # until `commit` only `pre` changes weights, and a GeneralReLU its constant
-        params = [p for m in todo.values() if pre is not None for p in m.parameters()] + [m.sub for m in acts if isinstance(m, GeneralReLU)]
+        params = list(model.parameters()) if pool.size>1 else [p for m in todo.values() if pre is not None for p in m.parameters()]
+        params += [m.sub for m in acts if isinstance(m, GeneralReLU)]
         stats = LayerStats(model, include_paramless or at=='activation', but=scaled.values())
         corr = Correction(scaled, stats, std, center, pool) if at=='layer' else ActivationCorrection(scaled, stats, std, center, acts, tol, max_iter, pool)
-        if pool.size>1: params = list(model.parameters())
         with all_or_nothing(params):
             with probing(model, *xb) as notes:
                 if pre is not None and todo: get_scheme(pre)(model, layers=list(todo.values()))

@@ -14,6 +14,8 @@ import base64, html, io
 import matplotlib.pyplot as plt
 from .layers import *
 from .stats import *
+from .stats import _compact
+from . import __version__
 from .lsuv import *
 
 # %% ../nbs/04_plot.ipynb #b93c0501
@@ -23,7 +25,7 @@ _known = dict(default='#E69F00', kaiming='#0072B2', lsuv='#009E73', normal='#D55
 _dashes = dict(lsuv_uncentered=(0,(5,3)), lsuv_orthogonal=(0,(1,1.5)), lsuv_small_branches='-.') # they often lie on that of LSUV
 
 def scheme_colors(
-    names, # Names of schemes
+    names:Iterable, # Names of schemes
 )->dict: # Name → colour; the same for a scheme in every chart
     "A colour for each scheme that colour-blind people can tell from the others."
     res = {n:_known[n] for n in names if n in _known}
@@ -61,7 +63,7 @@ def _marks(reports):
     return ([mark(marker='o', mfc='white', label='zero by design')] if df.status.eq('zero').any() else []) + (
             [mark(marker='x', label='not finite')] if not (np.isfinite(df['mean']) & np.isfinite(df['std'])).all() else [])
 
-def _as_dict(reports):
+def _as_dict(reports)->dict:
     "One report or many, by name, without the layers that were not called"
     if isinstance(reports, InitReport): reports = {reports.scheme or 'as it is': reports}
     if not reports: raise ValueError('nothing to plot: pass an InitReport, or a dict of them')
@@ -69,11 +71,11 @@ def _as_dict(reports):
 
 # %% ../nbs/04_plot.ipynb #812949a1
 def plot_init_stats(
-    reports, # An `InitReport`, or {name: report}, one line each
-    zoom:float=None, # Show means within ±zoom and stds up to 1+zoom; None for all
-    axs=None, # Two axes to draw in
-    figsize:tuple=None, # Inches; None to fit the number of layers
-): # The two axes: mean left, std right
+    reports:InitReport|dict, # An `InitReport`, or {name: report}, one line each
+    zoom:float|None=None, # Show means within ±zoom and stds up to 1+zoom; None for all
+    axs:Sequence|None=None, # Two axes to draw in
+    figsize:tuple|None=None, # Inches; None to fit the number of layers
+)->Sequence: # The two axes: mean left, std right
     "Mean (left) and std (right) of every layer's output, one line a scheme; guides at 0 and at the target, open circles for layers that are zero by design."
     reports = _as_dict(reports)
     names = max((list(r.df.layer) for r in reports.values()), key=len)
@@ -95,19 +97,19 @@ def plot_init_stats(
 # %% ../nbs/04_plot.ipynb #eaca79a5
 @patch
 @delegates(plot_init_stats)
-def plot(self:InitReport, **kwargs):
-    "Draw the chart of this report; returns the two axes."
+def plot(self:InitReport, **kwargs)->Sequence: # The two axes: mean left, std right
+    "Draw the chart of this report."
     axs = plot_init_stats({self.scheme or 'as it is': self}, **kwargs)
     self.fig = axs[0].figure
     return axs
 
 # %% ../nbs/04_plot.ipynb #bfc61ac3
 def plot_hists(
-    hists, # As `layer_hists` gives them, or an `InitReport` that has them
-    ax=None, # Axes to draw in
-    figsize:tuple=None, # Inches; None to fit the number of layers
-): # The axes
-    "The histogram of every layer's output, a column a layer, the share of its values as brightness: the fastai course's 'colorful dimension'."
+    hists:pd.DataFrame|InitReport, # As `layer_hists` gives them, or an `InitReport` that has them
+    ax:plt.Axes|None=None, # Axes to draw in
+    figsize:tuple|None=None, # Inches; None to fit the number of layers
+)->plt.Axes: # The axes
+    "The histogram of every layer's output, a column a layer, the share of its values as brightness: the fastai course's 'colorful dimension'; raises `ValueError` where there are none."
     h = hists.hists if isinstance(hists, InitReport) else hists
     if h is None: raise ValueError('no histograms were recorded: `learn.init_report(hist=True)`, or pass `layer_hists(model, xb)`')
     if ax is None: ax = plt.subplots(figsize=figsize or (min(16, 7+h.shape[1]/20), 4), layout='constrained')[1]
@@ -120,17 +122,19 @@ def plot_hists(
     return ax
 
 def plot_grads(
-    reports, # An `InitReport` with gradients, or {name: report}, one line each
-    ax=None, # Axes to draw in
-    figsize:tuple=None, # Inches; None to fit the number of layers
-): # The axes
-    "Std of the loss's gradient at every layer's output, on a log scale."
+    reports:InitReport|dict, # An `InitReport` with gradients, or {name: report}, one line each
+    ax:plt.Axes|None=None, # Axes to draw in
+    figsize:tuple|None=None, # Inches; None to fit the number of layers
+)->plt.Axes: # The axes
+    "Std of the loss's gradient at every layer's output, on a log scale; open circles where there is none; raises `ValueError` where none was recorded."
     reports = {k:r for k,r in _as_dict(reports).items() if 'grad_std' in r.df}
     if not reports: raise ValueError('no gradients were recorded: `learn.init_report(grads=True)`')
     names = max((list(r.df.layer) for r in reports.values()), key=len)
     if ax is None: ax = plt.subplots(figsize=figsize or (min(16, 7+len(names)/20), 4), layout='constrained')[1]
     for (k,r),c in zip(reports.items(), scheme_colors(reports).values()):
         ax.plot(range(len(r.df)), r.df.grad_std.where(r.df.grad_std>0), color=c, marker='o' if len(r.df)<=30 else '.', ms=4, lw=1.5, label=k)
+        if (none := np.flatnonzero(r.df.grad_std==0)).size: # no place on a log scale
+            ax.plot(none, np.zeros(none.size), color=c, marker='o', mfc='white', ms=6, ls='', clip_on=False, zorder=5, transform=ax.get_xaxis_transform(), label=f'{k}: none')
     _ticks(ax, names)
     ax.set_yscale('log'); ax.set_ylabel('std of the gradient (log scale)')
     ax.grid(alpha=0.25); ax.legend(frameon=False)
@@ -143,17 +147,17 @@ _sort_js = ("const h=event.target.closest('th');if(h){const b=this.tBodies[0],i=
 
 def _cell(c, v):
     "One cell of the table: numbers to three digits, the status in its colour"
-    if isinstance(v, float): v = '' if math.isnan(v) and c not in ('mean','std') else f'{v:.3g}'
+    if isinstance(v, float): v = '' if math.isnan(v) and c not in ('mean','std') else short_number(v)
     style = f'background:{_status_colors.get(v, "#fdf3c7")};' if c=='status' else ''
     left = 'left' if c in ('layer','type','status') else 'right'
-    return f'<td style="{style}color:#222;text-align:{left};padding:1px 8px">{html.escape("" if v is None or v is pd.NA else str(v))}</td>'
+    return f'<td style="{style}color:#222;text-align:{left};padding:1px 8px;white-space:nowrap">{html.escape("" if v is None or v is pd.NA else str(v))}</td>'
 
-def _table(report):
+def _table(report, cols=None):
     "The table as HTML that needs no style sheet"
-    df = report.df.rename_axis('#').reset_index()
+    df = (report.df if cols is None else report.df[[c for c in cols if c in report.df]]).rename_axis('#').reset_index()
     head = ''.join(f'<th style="position:sticky;top:0;background:#fff;color:#222;cursor:pointer;padding:1px 8px" title="click to sort">{c}</th>' for c in df)
     rows = ''.join(f'<tr>{"".join(_cell(c, v) for c,v in zip(df, r))}</tr>' for r in df.astype(object).itertuples(index=False))
-    return (f'<div style="max-height:26em;overflow:auto"><table class="init-report" style="font-size:85%;border-collapse:collapse" onclick="{html.escape(_sort_js)}">'
+    return (f'<div style="max-height:26em;overflow:auto"><table class="init-report" style="font-size:85%;border-collapse:collapse;background:#fff" onclick="{html.escape(_sort_js)}">'
             f'<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>')
 
 def _text(report):
@@ -161,7 +165,7 @@ def _text(report):
     esc = lambda s: html.escape(s).replace('\n', '<br/>')
     todo = ''.join(f'<li>{esc(o)}</li>' for o in report.advice.splitlines())
     notes = ''.join(f'<br/>{esc(o)}' for o in report.notes)
-    return f'<p>{f"<b>{esc(report.scheme)}</b>: " if report.scheme else ""}{esc(report.summary)}{notes}</p>' + (f'<ul>{todo}</ul>' if todo else '')
+    return f'<p>{f"<b>{esc(report.scheme)}</b>: " if report.scheme else ""}{esc(report._counts)}{notes}</p>' + (f'<ul>{todo}</ul>' if todo else '')
 
 def _charts(report):
     "Every chart that the report has the numbers for"
@@ -183,7 +187,7 @@ def _repr_html_(self:InitReport):
     imgs = ''
     if not plt.fignum_exists(getattr(getattr(self,'fig',None), 'number', None) or -1):
         imgs = ''.join(f'<img style="max-width:100%" src="data:image/png;base64,{base64.b64encode(_saved(f, format="png", dpi=80)).decode()}"/>' for f in _charts(self))
-    return _text(self) + imgs + _table(self)
+    return _text(self) + imgs + _table(self, _compact)
 
 def _svg(fig):
     "`fig` as an svg element, the same each time"
@@ -192,11 +196,11 @@ def _svg(fig):
 
 @patch
 def to_html(self:InitReport,
-    path, # File to write, such as 'init.html'
+    path:str|Path, # File to write, such as 'init.html'
     title:str='How the network starts', # Heading of the page
 )->Path: # `path`
     "Write one page with summary, charts and table that needs nothing else and no network."
-    libs = ' · '.join(f'{n} {version(d)}' for n,d in (('fastinit','fastai-fastinit'),('fastai','fastai'),('torch','torch')))
+    libs = ' · '.join([f'fastinit {__version__}', *(f'{n} {version(n)}' for n in ('fastai','torch'))])
     ids = enumerate(_svg(f) for f in _charts(self))
     svgs = ''.join(re.sub(r'(id="|href="#|url\(#)', rf'\g<1>c{i}-', s) for i,s in ids) # several charts in one page need ids of their own
     path = Path(path)
@@ -221,10 +225,10 @@ def compare(self:InitReport,
 
 # %% ../nbs/04_plot.ipynb #56adae17
 def plot_depth(
-    reports, # An `InitReport`, or {name: report}, of plain deep networks
-    ax=None, # Axes to draw in
+    reports:InitReport|dict, # An `InitReport`, or {name: report}, of plain deep networks
+    ax:plt.Axes|None=None, # Axes to draw in
     figsize:tuple=(7,4), # Inches
-): # The axes
+)->plt.Axes: # The axes
     "Std of the output against depth on a log scale; a vertical line marks the depth at which values stop being finite."
     reports = _as_dict(reports)
     if ax is None: ax = plt.subplots(figsize=figsize, layout='constrained')[1]
@@ -246,10 +250,10 @@ def _legend(ax): # beside the axes where it would cover the lines
 def plot_metrics(
     results:pd.DataFrame, # Columns scheme, epoch and the metric; with several seeds, one row each
     metric:str='accuracy', # Column to draw
-    ax=None, # Axes to draw in
+    ax:plt.Axes|None=None, # Axes to draw in
     figsize:tuple=(7,4), # Inches
-): # The axes
-    "A metric by epoch, one line a scheme: the mean over seeds, and a band from the lowest to the highest."
+)->plt.Axes: # The axes
+    "A metric by epoch, one line a scheme: the mean over seeds, and a band from the lowest to the highest; raises `ValueError` without that column."
     if metric not in results: raise ValueError(f"no column '{metric}'; there are {', '.join(results.columns)}")
     if ax is None: ax = plt.subplots(figsize=figsize, layout='constrained')[1]
     colors = scheme_colors(results.scheme.unique())
@@ -267,10 +271,10 @@ def plot_metrics(
 def plot_lr_range(
     results:pd.DataFrame, # Columns scheme, lr, epoch and the metric; with several seeds, one row each
     metric:str='accuracy', # Column to draw, after the last epoch
-    ax=None, # Axes to draw in
+    ax:plt.Axes|None=None, # Axes to draw in
     figsize:tuple=(7,4), # Inches
-): # The axes
-    "A metric by learning rate, one line a scheme: the mean over seeds, a bar from the lowest to the highest, and a star at the best rate."
+)->plt.Axes: # The axes
+    "A metric by learning rate, one line a scheme: the mean over seeds, a bar from the lowest to the highest, and a star at the best rate; raises `ValueError` without that column."
     if metric not in results: raise ValueError(f"no column '{metric}'; there are {', '.join(results.columns)}")
     if ax is None: ax = plt.subplots(figsize=figsize, layout='constrained')[1]
     names = results.scheme.unique()

@@ -38,10 +38,10 @@ def _second_moment(act, panels=np.arange(-12,12), n=24):
 # %% ../nbs/01_schemes.ipynb #a1d9410e
 @torch.no_grad()
 def act_gain(
-    nonlinearity, # Name in `torch.nn.functional` or 'linear', an activation module, or any elementwise function
+    nonlinearity:str|Callable, # Name in `torch.nn.functional` or 'linear', an activation module, or any elementwise function
     a:float=0., # Negative slope, for 'relu' and 'leaky_relu' only
 )->float: # 1/sqrt(E[act(z)²]) with z ~ N(0,1)
-    "The factor that gives `nonlinearity`'s output a second moment of 1 for standard normal input (He et al. 2015, section 2.2)."
+    "The factor that gives `nonlinearity`'s output a second moment of 1 for standard normal input (He et al. 2015, section 2.2); raises `ValueError` if there is none."
     act = nonlinearity
     if isinstance(act, str): act = _named_act('leaky_relu' if act=='relu' else act, a)
     slope = {nn.ReLU:0., nn.Identity:1.}.get(type(act))
@@ -77,7 +77,7 @@ def _gain_before(node, mods):
 def auto_gains(
     model:nn.Module, # A model that torch.fx can trace (no control flow that depends on data)
 )->dict: # Dotted name of each layer that is called → gain of the activation that feeds its first call
-    "The gain that each layer of `model` needs for the activation that feeds it."
+    "The gain that each layer of `model` needs for the activation that feeds it; raises `ValueError` if torch.fx cannot trace it."
     model = unwrap(model)
     try: graph = _Tracer().trace(model)
     except Exception as e:
@@ -142,17 +142,26 @@ def _draw(w, std, distribution):
     if distribution=='normal': return nn.init.normal_(w, 0., std)
     return nn.init.uniform_(w, -math.sqrt(3)*std, math.sqrt(3)*std)
 
+def _orthogonal(w, gain):
+    "`nn.init.orthogonal_`, for a matrix twice as long as wide or more by the Cholesky factor of AᵀA: the same Q, at the speed of matrix products"
+    rows,cols = len(w),w.numel()//len(w)
+    if max(rows, cols) < 2*min(rows, cols): return nn.init.orthogonal_(w, gain) # AᵀA would square too large a condition number
+    a = w.new_empty(rows, cols, dtype=torch.promote_types(w.dtype, torch.float)).normal_()
+    tall = a if rows>cols else a.T
+    q = torch.linalg.solve_triangular(torch.linalg.cholesky(tall.T@tall), tall.T, upper=False)
+    return w.copy_((q.T if rows>cols else q).reshape(w.shape)).mul_(gain)
+
 def _check(name, value, *known):
     if value not in known: raise ValueError(f"{name}='{value}': must be {' or '.join(repr(o) for o in known)}")
 
 # %% ../nbs/01_schemes.ipynb #cb582e8b
 def kaiming_(
     model:nn.Module, # Changed in place
-    nonlinearity='relu', # Anything `act_gain` takes, for all layers, or 'auto': the one that feeds each layer
+    nonlinearity:str|Callable='relu', # Anything `act_gain` takes, for all layers, or 'auto': the one that feeds each layer
     a:float=0., # Negative slope of a leaky ReLU
     mode:str='fan_in', # 'fan_in' keeps the forward variance, 'fan_out' the backward
     distribution:str='normal', # 'normal' or 'uniform'
-    layers=None, # As in `chosen_layers`
+    layers:LayerChoice=None, # As in `chosen_layers`
 )->nn.Module: # `model`
     "Weights of std gain/√fan, biases of 0 (He et al. 2015, sections 2.2–2.3)."
     _check('mode', mode, 'fan_in', 'fan_out')
@@ -166,7 +175,7 @@ def xavier_(
     model:nn.Module, # Changed in place
     gain:float=1., # Factor on the std
     distribution:str='uniform', # 'normal' or 'uniform'
-    layers=None, # As in `chosen_layers`
+    layers:LayerChoice=None, # As in `chosen_layers`
 )->nn.Module: # `model`
     "Weights of std gain·√(2/(fan_in+fan_out)), biases of 0 (Glorot & Bengio 2010, section 4.2)."
     _check('distribution', distribution, 'normal', 'uniform')
@@ -175,15 +184,15 @@ def xavier_(
 def orthogonal_(
     model:nn.Module, # Changed in place
     gain:float=1., # Factor on the singular values
-    layers=None, # As in `chosen_layers`
+    layers:LayerChoice=None, # As in `chosen_layers`
 )->nn.Module: # `model`
     "Weights, as matrices of shape (out, rest), with orthonormal rows or columns, biases of 0 (Saxe et al. 2013)."
-    return _fill(model, layers, lambda n,m,w: nn.init.orthogonal_(w, gain))
+    return _fill(model, layers, lambda n,m,w: _orthogonal(w, gain))
 
 def normal_(
     model:nn.Module, # Changed in place
     std:float=1., # Standard deviation of each weight
-    layers=None, # As in `chosen_layers`
+    layers:LayerChoice=None, # As in `chosen_layers`
 )->nn.Module: # `model`
     "Weights from N(0, std²) whatever the size of the layer, biases of 0: the start that explodes."
     return _fill(model, layers, lambda n,m,w: nn.init.normal_(w, 0., std))
@@ -191,7 +200,7 @@ def normal_(
 @torch.no_grad()
 def default_(
     model:nn.Module, # Changed in place
-    layers=None, # As in `chosen_layers`
+    layers:LayerChoice=None, # As in `chosen_layers`
 )->nn.Module: # `model`
     "PyTorch's own start, `reset_parameters()` of each layer; raises `ValueError` for a layer without it."
     ls = init_layers(model, layers)
@@ -206,11 +215,11 @@ def default_(
 
 # %% ../nbs/01_schemes.ipynb #a8105fd8
 #: Name → function `f(model, **options)`, or `f(model, *xb, **options)` where it needs a batch
-schemes = dict(default=default_, normal=normal_, xavier=xavier_, kaiming=kaiming_, orthogonal=orthogonal_)
+schemes:dict[str,Callable] = dict(default=default_, normal=normal_, xavier=xavier_, kaiming=kaiming_, orthogonal=orthogonal_)
 
 def get_scheme(
-    scheme, # A name in `schemes`, or a function of `(model)` or `(model, *xb)`
-): # The function
+    scheme:str|Callable, # A name in `schemes`, or a function of `(model)` or `(model, *xb)`
+)->Callable: # The function
     "The function that `scheme` names; raises `ValueError` that lists the known names."
     if callable(scheme): return scheme
     if scheme not in schemes: raise ValueError(f"unknown scheme {scheme!r}; known: {', '.join(schemes)}; or pass a function of (model) or (model, *xb)")

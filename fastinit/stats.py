@@ -7,25 +7,26 @@ Docs: https://fastinit.github.io/fastinit/stats.html.md"""
 # %% auto #0
 __all__ = ['VANISHING', 'EXPLODING', 'all_or_nothing', 'unmoved_rng', 'probing', 'InitError', 'forward', 'flat', 'spread_sample',
            'Moments', 'has_moments', 'near_zero', 'attention_units', 'LayerStats', 'first_tensor', 'Pool', 'InitReport',
-           'judged', 'frame', 'init_stats', 'layer_hists', 'layer_grads']
+           'short_number', 'judged', 'frame', 'init_stats', 'layer_hists', 'layer_grads']
 
 # %% ../nbs/02_stats.ipynb #ab3f01e8
 from fastai.basics import *
 from fastai.callback.hook import *
 import dataclasses, traceback
+from typing import TypeGuard
 import torch.distributed as dist
 import zlib
 from contextlib import nullcontext, suppress
 from .layers import *
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm,_NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 # %% ../nbs/02_stats.ipynb #2ed6ca57
 @contextmanager
 def all_or_nothing(
-    params, # Tensors that may be changed in place
+    params:Iterable, # Tensors that may be changed in place
     keep:bool=True, # Keep the changes if all goes well?
-):
+)->Iterator[None]: # For `with`
     "Restore the values of `params` bit by bit on any exception, an interrupt included; always if not `keep`."
     saved = [(p, p.detach().clone()) for p in params]
     def _restore():
@@ -37,9 +38,12 @@ def all_or_nothing(
         raise
     if not keep: _restore()
 
-def _set_training(m, mode):
-    if isinstance(m, torch.jit.ScriptModule): m.training = mode
-    else: vars(m)['training'] = mode # a module's own setattr looks through everything else first
+def _set(m, **attrs):
+    if isinstance(m, torch.jit.ScriptModule): m.training = attrs['training']
+    else: vars(m).update(attrs) # a module's own setattr looks through everything else first
+
+def _is_batchnorm(m): # torch's own; it moves no running statistics if it is told not to track them
+    return isinstance(m, _BatchNorm) and type(m).forward is _BatchNorm.forward and 'forward' not in vars(m)
 
 @contextmanager
 def _modes(names, notes, bs):
@@ -50,19 +54,22 @@ def _modes(names, notes, bs):
         if m.training and per_channel<2:
             m.training = False
             notes.append(f'{names[m]} used its running statistics: the batch gives it one value a channel')
-    was,hooks = {m:m.training for m in names},[]
+    was,hooks = {m:dict(training=m.training) for m in names},[]
     for m in was:
-        _set_training(m, isinstance(m, _NormBase))
+        _set(m, training=isinstance(m, _NormBase))
+        if _is_batchnorm(m):
+            was[m]['track_running_stats'] = m.track_running_stats
+            _set(m, track_running_stats=False)
         if m.training and (bs<2 or isinstance(m, _InstanceNorm)): hooks.append(m.register_forward_pre_hook(_too_small))
     try: yield
     finally:
         for h in hooks: h.remove()
-        for m,t in was.items(): _set_training(m, t)
+        for m,attrs in was.items(): _set(m, **attrs)
 
 @contextmanager
 def _buffers(mods):
     "Put every buffer back, replaced ones included; the constant of a `GeneralReLU` is a weight and stays"
-    was = [(m, k, b, None if b is None else b.clone()) for m in mods if m._buffers and not isinstance(m, GeneralReLU) for k,b in m._buffers.items()]
+    was = [(m, k, b, None if b is None else b.clone()) for m in mods if m._buffers and not (isinstance(m, GeneralReLU) or _is_batchnorm(m)) for k,b in m._buffers.items()]
     try: yield
     finally:
         for m,k,b,v in was:
@@ -74,23 +81,26 @@ def _no_fast_path(mods):
     "Attention's fused path does not call its layers, compiled modules do not call hooks"
     was = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    compiled = any(getattr(m, '_compiled_call_impl', None) is not None or hasattr(m, '_orig_mod') for m in mods)
+    compiled = any(getattr(m, '_compiled_call_impl', None) is not None or '_orig_mod' in m._modules for m in mods)
     try:
         with torch.compiler.set_stance('force_eager') if compiled else nullcontext(): yield
     finally: torch.backends.mha.set_fastpath_enabled(was)
 
 @contextmanager
-def unmoved_rng():
+def unmoved_rng()->Iterator[None]: # For `with`
     "Leave the random number generators of Python, NumPy and torch where they are."
-    was = get_random_states()
+    py,arrays,cpu = random.getstate(),np.random.get_state(),torch.get_rng_state()
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [] # else there is no state yet, and asking for it would start CUDA
     try: yield
-    finally: set_random_states(**was)
+    finally:
+        random.setstate(py); np.random.set_state(arrays); torch.set_rng_state(cpu)
+        if gpus: torch.cuda.set_rng_state_all(gpus)
 
 @contextmanager
 def probing(
     model:nn.Module, # Any model; on leaving, its modes, buffers, gradients and the random state are as before
     *xb, # The batch that will be passed
-):
+)->Iterator[list]: # For `with`; yields the notes
     "A context for forward passes that nothing remembers; yields a list of notes on what had to be done otherwise."
     notes,names,reset = [],layer_names(model),getattr(model, 'reset', noop)
     bs = next((len(o) for o in xb if isinstance(o, Tensor) and o.ndim), 1)
@@ -114,8 +124,8 @@ def _culprit(e, names):
 def forward(
     model:nn.Module, # Called once
     *xb, # Its inputs
-): # Its output
-    "Call `model(*xb)`; an error names the layer it came from."
+)->Any: # Its output
+    "Call `model(*xb)`; raises an `InitError` that names the layer it came from."
     if not xb: raise InitError('no batch given: pass the inputs of the model, such as `lsuv_(model, x)`')
     try: return model(*xb)
     except InitError: raise
@@ -134,11 +144,11 @@ def flat(
 
 def spread_sample(
     o:Tensor, # Any shape
-)->Tensor: # A copy: all of `o` if it has less than 2^13 values, else 3,904, shape (n,) or (61,64)
-    "61 evenly spread runs of 64 values of `o`, if there are many: enough to count with."
+)->Tensor: # A copy: all of `o` if it has less than 2^12 values, else 1,984, shape (n,) or (31,64)
+    "31 evenly spread runs of 64 values of `o`, if there are many: enough to count with."
     v = flat(o)
     n = v.numel()
-    return (v if n<2**13 else v.as_strided((61,64), (n//61,1))).clone() # a prime, so that the runs do not stay in one channel
+    return (v if n<2**12 else v.as_strided((31,64), (n//31,1))).clone() # a prime, so that the runs do not stay in one channel
 
 def _sum_sq(v): # One dot product of 50 million values in float32 would be off by 1e-4
     return v.dot(v) if v.numel()<=2**20 else sum(r.dot(r).double() for r in v.split(2**20))
@@ -146,11 +156,11 @@ def _sum_sq(v): # One dot product of 50 million values in float32 would be off b
 class Moments:
     "Standard deviation and mean of tensors, with one scratch buffer for all of them."
     def __init__(self,
-        lazy:bool=None, # Leave the results on the device, as tensors? By default if that is not the CPU
+        lazy:bool|None=None, # Leave the results on the device, as tensors? By default if that is not the CPU
     ):
         self.lazy,self.buf = lazy,torch.empty(0)
 
-    def centered(self, v, mean):
+    def centered(self, v:Tensor, mean:float|Tensor)->Tensor:
         "`v` − `mean`, in the scratch buffer"
         n = v.numel()
         if self.buf.numel()<n or self.buf.dtype!=v.dtype or self.buf.device!=v.device: self.buf = v.new_empty(n)
@@ -158,7 +168,7 @@ class Moments:
 
     def __call__(self,
         o:Tensor, # Floating point values of any shape
-    )->tuple: # (std, mean) in float32 at least, of all of `o`; the std with n−1, as torch's
+    )->tuple[float|Tensor,float|Tensor]: # (std, mean) in float32 at least, of all of `o`; the std with n−1, as torch's
         "(std, mean) of `o`: numbers, or tensors if lazy"
         v = flat(o.float() if o.dtype in (torch.half, torch.bfloat16) else o)
         if v.is_complex(): return self.of_complex(v)
@@ -173,73 +183,109 @@ class Moments:
         if not 1e-30 < sq < math.inf and v.dtype!=torch.double: return self(v.double()) # squares out of range
         return math.sqrt(sq/max(1, n-1)),mean
 
-    def is_lazy(self, v): return ifnone(self.lazy, v.device.type!='cpu')
+    def is_lazy(self, v:Tensor)->bool:
+        "Are the moments of `v` to stay on its device?"
+        return ifnone(self.lazy, v.device.type!='cpu')
 
-    def of_complex(self, v):
+    def of_complex(self, v:Tensor)->tuple[float|Tensor,Any]:
         "The root of the mean squared distance from the mean, which is complex"
         mean = v.mean()
         std = (_sum_sq(torch.view_as_real(v-mean).view(-1))/max(1, v.numel()-1)).sqrt()
         return (std,mean) if self.is_lazy(v) else (std.item(),mean.item())
 
-def has_moments(o): return isinstance(o, Tensor) and (o.is_floating_point() or o.is_complex()) # Any object
+def _norm_moments(m, var, shape):
+    "(std, mean) of the output, of `shape`, of a batchnorm whose batch had the variances `var` (those with n−1)"
+    total,(w,b) = math.prod(shape),(m.weight.detach(),m.bias.detach())
+    n = total//len(var)
+    mean = b.mean()
+    within = (var/(var + m.eps*n/(n-1))).dot(w*w) # the sum over channels of what normalization leaves of their variance
+    return ((within + (b-mean).square().sum())*n/(total-1)).sqrt(),mean
 
-def near_zero(v:Tensor): # Sample of an output
+def has_moments(
+    o:Any, # Output of a module
+)->TypeGuard[Tensor]: # Is it a tensor of floating point or complex numbers?
+    "Can mean and std of `o` be taken?"
+    return isinstance(o, Tensor) and (o.is_floating_point() or o.is_complex())
+
+def near_zero(
+    v:Tensor, # Sample of an output, any shape
+)->float|Tensor: # Share from 0 to 1
     "The share of `v` that is 0.05 or less, as fastai counts it: a number, or a tensor that is not on the CPU."
     if v.is_complex(): v = v.abs()
     if v.device.type!='cpu': return torch.count_nonzero(v<=0.05)/v.numel()
-    v = (v.float() if v.dtype==torch.bfloat16 else v).numpy() # which has less overhead for a few values
-    return np.count_nonzero(v<=0.05)/v.size
+    a = (v.float() if v.dtype==torch.bfloat16 else v).numpy() # which has less overhead for a few values
+    return np.count_nonzero(a<=0.05)/a.size
 
 # %% ../nbs/02_stats.ipynb #7b396074
 def attention_units(
-    mods, # Modules
+    mods:Iterable, # Modules
 )->dict: # Output projection → the `nn.MultiheadAttention` that applies it
     "Which layers give their output through the attention that they belong to."
     return {m.out_proj:m for m in mods if isinstance(m, nn.MultiheadAttention)}
 
 # %% ../nbs/02_stats.ipynb #7d5f7bfa
+def _is_known_norm(m):
+    "torch's own batchnorm, in float32 at least, whose output nobody changes"
+    return _is_batchnorm(m) and m.affine and m.weight.dtype in (torch.float, torch.double) and not m._forward_hooks
+
 class LayerStats(ActivationStats):
     "fastai's `ActivationStats` for one forward pass of a model, by name and in order of execution: `with LayerStats(model) as s: model(x)`."
+    reads_norms = False # Look at the output of a batchnorm even where it follows from the batch's variances?
     def __init__(self,
         model:nn.Module, # Its modules are hooked while in the context
         include_paramless:bool=False, # Also the modules without parameters, such as ReLU?
-        but=(), # Modules left out: somebody else calls `hook` or `record` for them
+        but:Iterable=(), # Modules left out: somebody else calls `hook` or `record` for them
     ):
         super().__init__(include_paramless=include_paramless, cpu=False, detach=False)
         self.names,self.moments,self.rows = layer_names(model),Moments(),{}
-        self.modules,but,units = [],set(but),attention_units(self.names)
+        self.modules,self.norms,but,units = [],[],set(but),attention_units(self.names)
         for m in leaves(self.names):
             if m in but or isinstance(m, torch.jit.ScriptModule) or not (include_paramless or has_params(m)): continue # which take no hooks
             if m in units: self.names[units[m]] = self.names[m]
-            self.modules.append(units.get(m, m))
-        norms = {m:m for m in self.modules if isinstance(m, _NormBase) and m.affine}
-        self.silent = {m for m in zero_layers(norms) if not m.bias.any()} # gives exactly 0: no need to look
+            (self.norms if _is_known_norm(m) and not self.reads_norms else self.modules).append(units.get(m, m))
 
-    def hook(self, m, i, o):
+    def hook(self, m:nn.Module, i:tuple, o:Any)->None:
         "Keep mean, std and the share near zero of the first output of `m`: fastai's numbers, not yet read from the device"
         if not isinstance(o, Tensor): o = first_tensor(o)
         if self.names[m] in self.rows or not has_moments(o): return
         with torch._C.DisableTorchFunction(): # plain tensors, and unseen by who watches the pass
-            sample = spread_sample(o)
-            self.record(m, o, *((0.,0.) if m in self.silent and not sample.any() else self.moments(o)), sample)
+            self.record(m, o, *self.moments(o))
 
-    def record(self, m, o, std, mean, sample=None):
+    def norm(self, m:_BatchNorm, mean:Tensor, var:Tensor, x:Tensor)->Tensor:
+        "The forward of torch's own batchnorm, which leaves the batch's variances in `var`: its output need not be read"
+        if not m.training or m.track_running_stats or self.names[m] in self.rows:
+            o = type(m).forward(m, x)
+            self.hook(m, (x,), o)
+            return o
+        m._check_input_dim(x)
+        o = torch.native_batch_norm(x, m.weight, m.bias, mean, var, True, 1., m.eps)[0]
+        with torch._C.DisableTorchFunction(): self.record(m, o, var, None)
+        return o
+
+    def record(self, m:nn.Module, o:Tensor, std:float|Tensor, mean:float|Tensor|None)->None:
         "Keep the statistics of `o`, the output of `m`"
-        self.rows[self.names[m]] = dict(module=m, shape=o.shape, mean=mean, std=std, sample=spread_sample(o) if sample is None else sample) # to be counted after the pass
+        self.rows[self.names[m]] = dict(module=m, shape=o.shape, mean=mean, std=std, sample=spread_sample(o)) # to be counted after the pass
 
     def __enter__(self):
         self._register()
+        for m in self.norms: vars(m)['forward'] = partial(self.norm, m, torch.zeros_like(m.weight), torch.zeros_like(m.weight))
         return self
-    def __exit__(self, *args): self._remove()
+    def __exit__(self, *args):
+        self._remove()
+        for m in self.norms: del vars(m)['forward']
 
     def table(self)->list:
         "A dict for each layer: layer, type, shape, mean and std, read from the device, and the sample that near_zero is counted in"
+        for r in self.rows.values():
+            if r['mean'] is None: r['std'],r['mean'] = _norm_moments(r['module'], r['std'], r['shape'])
         vals = iter(read_all(r[k] for r in self.rows.values() for k in ('mean','std')))
         return [dict(layer=n, type=type(r['module']).__name__, shape=tuple(r['shape']), mean=next(vals), std=next(vals), sample=r['sample'])
                 for n,r in self.rows.items()]
 
 # %% ../nbs/02_stats.ipynb #1f94c3fa
-def first_tensor(o): # Output of a module: a tensor, or tuples, lists and dicts of them
+def first_tensor(
+    o:Any, # Output of a module: a tensor, or tuples, lists, dicts and dataclasses of them
+)->Tensor|None: # The tensor itself, of any shape
     "The first tensor in `o`, or None"
     if isinstance(o, Tensor): return o
     if dataclasses.is_dataclass(o): o = vars(o)
@@ -261,12 +307,13 @@ class Pool:
         self.open,self.size = True,dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         self.device = first(model.parameters()).device if self.size>1 else None
 
-    def gather(self, t): # What every process has to say, as lists
+    def gather(self, t:Tensor)->list:
+        "The `t` of every process, as lists"
         res = [torch.empty_like(t) for _ in range(self.size)]
         dist.all_gather(res, t)
         return torch.stack(res).tolist()
 
-    def exchange(self, what:str, n=0., std=0., mean=0., ok=True, details=''):
+    def exchange(self, what:str, n:float=0., std:float=0., mean:float|complex=0., ok:bool=True, details:Any='')->list:
         "The (n, std, mean) of each process; raises `InitError` on all if one failed, or does something else than the others"
         msg = torch.tensor([float(ok), zlib.crc32(f'{what} {details}'.encode()), n, std, mean], dtype=torch.double, device=self.device)
         rows = self.gather(msg)
@@ -276,18 +323,19 @@ class Pool:
         raise InitError(f'process {failed[0]} failed: see its error. ' if failed else f'the processes have different layers (seen at {what}): give all of them the same model. ' 
                         'The model is as it was, on all of them')
 
-    def __call__(self, what:str, n:int, std, mean)->tuple: # (std, mean) of all processes' values
+    def __call__(self, what:str, n:int, std:float|Tensor, mean:float|Tensor)->tuple:
+        "(std, mean) of the values of all processes"
         return (std,mean) if self.size==1 else _pooled(self.exchange(what, n, float(std), float(mean)))
 
     @torch.no_grad()
-    def share(self, params): # Tensors, given the values of process 0
-        "The same weights everywhere, to begin with"
+    def share(self, params:list)->None:
+        "Give `params` the values of process 0: the same weights everywhere, to begin with"
         if self.size>1:
             self.exchange('the weights', details=[tuple(p.shape) for p in params])
             for p in params: dist.broadcast(p.detach(), 0)
 
-    def finish(self, rows:list, but=()): # As `LayerStats.table` gives them; names whose moments are those of all already
-        "The table of all processes together; after this none can fail for another"
+    def finish(self, rows:list, but:Iterable=())->list:
+        "The table of all processes together, `but` naming layers whose moments are those of all already; after this none can fail for another"
         if self.size==1: return rows
         self.exchange('the end', details=[r['layer'] for r in rows])
         self.open = False
@@ -326,16 +374,16 @@ _words = dict(zero='zero by design')
 class InitReport:
     "What one batch gave in every layer: `df` has a row a layer, `summary` is one line, `plot()` the chart."
     def __init__(self,
-        df:pd.DataFrame, # Or a function that makes it when it is first looked at. Columns: layer, type, shape, mean, std, near_zero, status and, after LSUV, mean_before, std_before, scale, shift, converged
+        df:pd.DataFrame|Callable, # Or a function that makes it when it is first looked at. Columns: layer, type, shape, mean, std, near_zero, status and, after LSUV, mean_before, std_before, scale, shift, converged
         scheme:str='', # Name of the scheme that was applied, '' for the model as it was
         target:float=1., # The std aimed at
-        notes=(), # What had to be done otherwise than usual
+        notes:Iterable=(), # What had to be done otherwise than usual
     ):
         store_attr('df,scheme,target')
         self.notes = list(notes)
 
     @property
-    def df(self)->pd.DataFrame:
+    def df(self)->pd.DataFrame: # layer, type, shape, mean, std, near_zero (share from 0 to 1), status; after LSUV also mean_before, std_before, scale, shift, converged
         "One row a layer, in order of execution"
         if callable(self._df): self._df = self._df()
         return self._df
@@ -348,7 +396,9 @@ class InitReport:
         "The row of one layer"
         return self.df.set_index('layer').loc[layer]
 
-    def mark(self, why:dict): # Dotted name → reason
+    def mark(self,
+        why:dict, # Dotted name → reason
+    )->'InitReport': # Itself
         "Say of layers why they were left alone; adds a row for one that was not called"
         if why:
             df = self.df.set_index('layer')
@@ -357,47 +407,22 @@ class InitReport:
         return self
 
     @property
-    def summary(self)->str:
-        "How many layers there are of each status, in one line"
+    def _counts(self):
+        "How many layers there are of each status, the worst first"
         counts = self.df.status.value_counts(sort=False)
-        order = [o for o in ('ok','not finite','dead','exploding','vanishing') if o in counts] 
-        parts = [f'{counts[o]} {_words.get(o,o)}' + ('' if o in ('ok','zero') else f" (first: {self.df.layer[self.df.status.eq(o)].iloc[0]})")
-                 for o in dict.fromkeys([*order, *counts.index])]
+        worst,fine = [o for o in ('not finite','dead','exploding','vanishing') if o in counts],[o for o in ('ok','zero') if o in counts]
+        parts = [f'{counts[o]} {_words.get(o,o)}' + ('' if o in fine else f" (first: {self.df.layer[self.df.status.eq(o)].iloc[0]})")
+                 for o in dict.fromkeys([*worst, *(o for o in counts.index if o not in fine), *fine])]
         return f"{len(self)} layers: {', '.join(parts)}"
 
-    def __repr__(self): return '\n'.join([(f'{self.scheme}: ' if self.scheme else '') + self.summary, *self.notes])
+    @property
+    def summary(self)->str: # Such as '54 layers: 5 vanishing (first: 4.convpath.1.0), 49 ok. Vanishing: initialize with …'
+        "How many layers there are of each status, the worst first, and what to do about that, in one line"
+        what,_,todo = self.advice.partition('\n')[0].partition(': ')
+        return self._counts + (f". {re.sub(r'^[0-9]+ | [(].*', '', what).capitalize()}: {todo}" if todo else '')
 
-# %% ../nbs/02_stats.ipynb #76739479
-def judged(
-    stats:LayerStats, # After a forward pass
-    target:float=1., # The std aimed at
-    pool:Pool=None, # Of several processes
-    but=(), # Names whose moments are those of all processes already
-)->list: # A dict for each layer: those of `stats.table()` with their status
-    "What was recorded, and a word on it."
-    rows = stats.table() if pool is None else pool.finish(stats.table(), but)
-    silent = {r['layer']:stats.rows[r['layer']]['module'] for r in rows if r['mean']==r['std']==0}
-    _add_status(rows, zero_layers({n:m for n,m in silent.items() if isinstance(getattr(m,'weight',None), Tensor)}), target)
-    return rows
-
-def frame(
-    rows:list, # As `judged` gives them, perhaps with further columns
-    *cols:str, # The further columns
-)->pd.DataFrame:
-    "The table of an `InitReport`."
-    df = pd.DataFrame({k:[r.get(k, math.nan) for r in rows] for k in ('layer','type','shape','mean','std','status',*cols)})
-    df.insert(5, 'near_zero', read_all(near_zero(r['sample']) for r in rows))
-    return df
-
-def init_stats(
-    model:nn.Module, # Any model; left bit-identical
-    *xb, # Its inputs: one batch
-    include_paramless:bool=False, # Also list the modules without parameters, such as ReLU?
-)->InitReport: # One row a layer, in order of execution
-    "Mean and std of every layer of `model` on one batch, in one forward pass; changes nothing."
-    model = unwrap(model)
-    with probing(check_model(model), *xb) as notes, LayerStats(model, include_paramless) as stats: forward(model, *xb)
-    return InitReport(frame(judged(stats)), notes=notes)
+    def _lines(self, text): return [(f'{self.scheme}: ' if self.scheme else '') + text, *self.notes]
+    def __repr__(self): return '\n'.join(self._lines(self.summary))
 
 # %% ../nbs/02_stats.ipynb #9be62875
 _remedies = {'not finite': 'look for NaN or inf in the batch and the weights, and for values too large for a 16-bit dtype',
@@ -413,8 +438,16 @@ _remedies = {'not finite': 'look for NaN or inf in the batch and the weights, an
              'unsupported output': 'they give no tensor of numbers that could be scaled: initialize them by hand',
              'not affine': 'their output is not proportional to their weight: initialize them by hand'}
 
+_compact = ('layer','type','shape','mean','std','grad_std','std_before','scale','status')
+
+def short_number(
+    v:float, # Any number
+)->str: # Such as '0.0123' or '2e-10'
+    "Three digits of `v`; one where it is next to nothing."
+    return f'{v:.3g}' if v==0 or not abs(v)<1e-4 else f'{v:.0e}'.replace('e-0', 'e-')
+
 @patch(as_prop=True)
-def advice(self:InitReport)->str:
+def advice(self:InitReport)->str: # Lines
     "What is wrong, the worst first, and what to do about it: a line for each kind; empty if all is well."
     of,df = groupby(zip(self.df.status, self.df.layer), 0, 1),self.df
     slow = list(df.layer[df.converged.eq(False).fillna(False)]) if 'converged' in df else []
@@ -424,12 +457,46 @@ def advice(self:InitReport)->str:
 
 @patch
 def __str__(self:InitReport):
-    cols = [c for c in ('layer','type','shape','mean','std','grad_std','std_before','scale','status') if c in self.df]
-    return '\n'.join(filter(None, [repr(self), self.advice, self.df[cols].to_string(max_rows=60, float_format='{:.3g}'.format)]))
+    df = self.df[[c for c in _compact if c in self.df]]
+    table = df.to_string(max_rows=24, na_rep='', float_format=short_number)
+    return '\n'.join(filter(None, [*self._lines(self._counts), self.advice, table]))
+
+# %% ../nbs/02_stats.ipynb #76739479
+def judged(
+    stats:LayerStats, # After a forward pass
+    target:float=1., # The std aimed at
+    pool:Pool|None=None, # Of several processes
+    but:Iterable=(), # Names whose moments are those of all processes already
+)->list: # A dict for each layer: those of `stats.table()` with their status
+    "What was recorded, and a word on it."
+    rows = stats.table() if pool is None else pool.finish(stats.table(), but)
+    silent = {r['layer']:stats.rows[r['layer']]['module'] for r in rows if r['mean']==r['std']==0}
+    _add_status(rows, zero_layers({n:m for n,m in silent.items() if isinstance(getattr(m,'weight',None), Tensor)}, gains=True), target)
+    return rows
+
+def frame(
+    rows:list, # As `judged` gives them, perhaps with further columns
+    *cols:str, # The further columns
+)->pd.DataFrame: # One row a layer
+    "The table of an `InitReport`."
+    df = pd.DataFrame({k:[r.get(k, math.nan) for r in rows] for k in ('layer','type','shape','mean','std','status',*cols)})
+    df.insert(5, 'near_zero', read_all(near_zero(r['sample']) for r in rows))
+    return df
+
+def init_stats(
+    model:nn.Module, # Any model; left bit-identical
+    *xb, # Its inputs: one batch
+    include_paramless:bool=False, # Also list the modules without parameters, such as ReLU?
+)->InitReport: # One row a layer, in order of execution
+    "Mean and std of every layer of `model` on one batch, in one forward pass; changes nothing."
+    model = unwrap(model)
+    with probing(check_model(model), *xb) as notes, LayerStats(model, include_paramless) as stats: forward(model, *xb)
+    return InitReport(frame(judged(stats)), notes=notes)
 
 # %% ../nbs/02_stats.ipynb #109de370
 class _Hists(LayerStats):
     "A histogram of the first output of each module"
+    reads_norms = True
     def __init__(self, model, include_paramless, bins, lim):
         super().__init__(model, include_paramless)
         self.hists,self.bins,self.lim = {},bins,lim
@@ -456,6 +523,7 @@ InitReport.hists = None # where nobody asked for them
 # %% ../nbs/02_stats.ipynb #127cf5b3
 class _Grads(LayerStats):
     "The gradient at the first output of each module"
+    reads_norms = True
     def __init__(self, model, include_paramless):
         super().__init__(model, include_paramless)
         self.stds = {} # in the order of execution; filled on the way back
@@ -477,12 +545,12 @@ def _all_require_grad(model):
 
 def layer_grads(
     model:nn.Module, # Any model; left bit-identical, its gradients too
-    loss_func, # Of (the model's output, *yb)
-    xb, # The model's inputs: a tensor, or a tuple of them
-    yb, # The targets, likewise
+    loss_func:Callable, # Of (the model's output, *yb)
+    xb:Any, # The model's inputs: a tensor, or a tuple of them
+    yb:Any, # The targets, likewise
     include_paramless:bool=False, # Also the modules without parameters, such as ReLU?
 )->pd.Series: # Dotted name → std of the gradient of the loss at the layer's output
-    "The size of the gradient at every layer's output, in one forward and one backward pass; changes nothing."
+    "The size of the gradient at every layer's output, in one forward and one backward pass; changes nothing. Raises `InitError` if the loss does not depend on the parameters."
     model,xb,yb = unwrap(model),*(tuple(o) if isinstance(o, (tuple,list)) else (o,) for o in (xb,yb))
     rnn = any(isinstance(m, nn.RNNBase) for m in model.modules()) # cuDNN's has no backward pass in evaluation mode
     with probing(check_model(model), *xb), _all_require_grad(model) as ps, _Grads(model, include_paramless) as s, torch.enable_grad():

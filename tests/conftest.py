@@ -1,11 +1,11 @@
-import matplotlib, pytest, torch
+import os, matplotlib, pytest, torch
 from fastinit.stats import first_tensor
 matplotlib.use('agg')
 
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
-    torch.set_num_threads(2)
+    torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', 2)))
 
 AFFINE = (torch.nn.Linear, torch.nn.Bilinear, torch.nn.modules.conv._ConvNd, torch.nn.MultiheadAttention)
 

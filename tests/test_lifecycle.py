@@ -1,15 +1,23 @@
 "The callbacks on real Learners: once, at the right time, and never on weights that must not be lost."
-import random, warnings
+import itertools, pickle, random, re, warnings
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 import pytest, torch
 from torch import nn
-import numpy as np
+import cloudpickle, numpy as np, pandas as pd, timm
+import matplotlib.pyplot as plt
 from functools import partial
 from PIL import Image
-from fastai.vision.all import (accuracy, ActivationStats, aug_transforms, Callback, CancelFitException, CrossEntropyLossFlat, DataLoader, DataLoaders, ImageDataLoaders,
-                               L, Learner, load_learner, MSELossFlat, params, ProgressCallback, Resize, resnet18, set_seed, vision_learner, xresnet18)
+from fastai.vision.all import (accuracy, ActivationStats, aug_transforms, Callback, CancelFitException, CancelTrainException, ClassificationInterpretation, ContextManagers,
+    CrossEntropyLossFlat, DataLoader, DataLoaders, EarlyStoppingCallback, GradientAccumulation, GradientClip, ImageDataLoaders, L, Learner, load_learner,
+    load_model, MixedPrecision, MixUp, MSELossFlat, params, ProgressCallback, Resize, resnet18, SaveModelCallback, set_seed, TerminateOnNaNCallback,
+    unet_learner, vision_learner, xresnet18)
+from fastai.callback.channelslast import ChannelsLast
+from fastai.distributed import ParallelTrainer
+from fastai.text.all import (AWD_LSTM, BaseTokenizer, awd_lstm_clas_config, awd_lstm_lm_config, get_language_model, language_model_learner, text_classifier_learner,
+                             DataBlock, TextBlock, CategoryBlock, ColReader, RandomSplitter)
 from fastinit.all import *
-from conftest import Unchanged
+from conftest import AFFINE, Unchanged, outputs
 
 def data(n=96, bs=16, d=12):
     g = torch.Generator().manual_seed(1)
@@ -31,6 +39,33 @@ def weights(learn): return [p.detach().clone() for p in learn.model.parameters()
 def same(a, b): return all(torch.equal(p, q) for p,q in zip(a, b))
 def quiet(learn): return learn.remove_cb(ProgressCallback)
 
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    "DataLoaders of a folder of images, a subfolder a class"
+    path,rng = tmp_path_factory.mktemp('images'),np.random.default_rng(0)
+    for c in 'ab':
+        (path/c).mkdir()
+        for i in range(12): Image.fromarray(rng.integers(0,255,(32,32,3),dtype=np.uint8)).save(path/c/f'{i}.png')
+    return ImageDataLoaders.from_folder(path, valid_pct=0.25, item_tfms=Resize(32), batch_tfms=aug_transforms(), bs=8, num_workers=0)
+
+def convnet():
+    return nn.Sequential(nn.Sequential(nn.Conv2d(3,8,3,stride=2), nn.BatchNorm2d(8), nn.ReLU()),
+                         nn.Sequential(nn.Conv2d(8,8,3,stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8,2)))
+def image_learner(dls, **kwargs): return quiet(learner(dls, convnet(), splitter=lambda m: [params(m[0]), params(m[1])], **kwargs))
+
+@pytest.fixture
+def inits(monkeypatch):
+    "The schemes that were run, in order"
+    import fastinit.callback as callback
+    done,f = [],callback.init_
+    def _init(model, scheme, *args, **kwargs):
+        done.append(scheme)
+        return f(model, scheme, *args, **kwargs)
+    monkeypatch.setattr(callback, 'init_', _init)
+    return done
+
+# When: before the first fit, once
+
 STARTS = dict(fit=lambda l: l.fit(1, 0.), one_cycle=lambda l: l.fit_one_cycle(1, 1e-30), fine_tune=lambda l: l.fine_tune(1, 0.))
 @pytest.mark.parametrize('start', STARTS)
 @pytest.mark.parametrize('cb', [LSUVCallback, KaimingCallback, partial(InitCallback, 'xavier')])
@@ -44,12 +79,83 @@ def test_once(start, cb):
         STARTS[start](learn)
     assert all(torch.allclose(p, q, atol=1e-6) for p,q in zip(after, weights(learn)))
 
-def test_not_without_fit():
-    learn = quiet(learner(cbs=LSUVCallback()))
+STAGES = [lambda l: l.fit(1, 1e-3), lambda l: l.freeze(), lambda l: l.fit_one_cycle(1, 1e-3), lambda l: l.unfreeze(), lambda l: l.fit_flat_cos(1, 1e-3),
+          lambda l: l.fit_sgdr(1, 1, 1e-3), lambda l: l.fit(1, reset_opt=True), lambda l: l.lr_find(num_it=6, show_plot=False), lambda l: l.fine_tune(1)]
+def test_several_fits(inits, tmp_path):
+    learn = quiet(learner(cbs=LSUVCallback(), splitter=lambda m: [params(m[0]), params(m[2:])], path=tmp_path))
+    with learn.no_logging():
+        for f in STAGES: f(learn)
+    assert inits==['lsuv']
+
+def _interpret(learn): ClassificationInterpretation.from_learner(learn).top_losses(2)
+def _context(learn):
+    if learn.opt is None: learn.create_opt() # fastai's own wish
+    with learn: learn._do_epoch_validate()
+
+PASSIVE = dict(validate=lambda l: l.validate(), get_preds=lambda l: l.get_preds(), get_preds_of_training_data=lambda l: l.get_preds(0, with_loss=True),
+               predict=lambda l: l.predict(l.dls.train_ds.items[0]), tta=lambda l: l.tta(n=2), summary=lambda l: l.summary(),
+               show_results=lambda l: l.show_results(), interpret=_interpret, context=_context, freeze=lambda l: l.freeze(), 
+               save_and_load=lambda l: (l.save('same'), l.load('same')), init_report=lambda l: l.init_report())
+
+@pytest.mark.parametrize('opt', ['no optimizer', 'optimizer'])
+@pytest.mark.parametrize('act', PASSIVE)
+def test_not_without_training(images, inits, tmp_path, act, opt):
+    "What predicts, shows or measures does not initialize, neither before the first fit nor after it; the fit does"
+    learn = image_learner(images, path=tmp_path, cbs=LSUVCallback())
+    if opt=='optimizer': learn.create_opt()
     before = weights(learn)
     with learn.no_logging():
-        learn.validate(); learn.get_preds(); learn.summary()
-    assert same(before, weights(learn)) and not learn.lsuv.done
+        PASSIVE[act](learn)
+        assert same(before, weights(learn)) and not learn.lsuv.done and not inits
+        learn.fit(1, 0.)
+        assert learn.lsuv.done and not same(before, weights(learn))
+        after = weights(learn)
+        PASSIVE[act](learn)
+    assert same(after, weights(learn)) and inits==['lsuv']
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, CancelFitException, CancelTrainException, RuntimeError])
+def test_interrupted_training(inits, error):
+    "A fit that ends early, after the initialization, has initialized"
+    class Stop(Callback):
+        def before_batch(self):
+            if self.training and self.iter==1: raise error('on purpose')
+    learn = quiet(learner(cbs=LSUVCallback()))
+    with learn.no_logging():
+        try: learn.fit(1, 1e-3, cbs=Stop())
+        except (KeyboardInterrupt, RuntimeError): pass
+        trained = weights(learn)
+        learn.fit(1, 0.)
+    assert inits==['lsuv'] and same(trained, weights(learn))
+
+@pytest.mark.parametrize('load', ['load', 'without_optimizer', 'load_state_dict'])
+def test_added_then_loaded(tmp_path, load):
+    "A callback that was not there from the start tells weights that were loaded after it was added"
+    a,b = trained(tmp_path),quiet(learner(model_dir=tmp_path, path=tmp_path))
+    b.add_cb(LSUVCallback())
+    LOADS[load](b, tmp_path)
+    with b.no_logging(), one_warning('3 loaded .0, 2, 4.'): b.fit(1, 0.)
+    assert same(weights(a), weights(b))
+
+@pytest.mark.parametrize('way', ['removed', 'added later', 'given to fit', 'class given to fit'])
+def test_added_and_removed(inits, way):
+    learn = quiet(learner(cbs=LSUVCallback() if way=='removed' else None))
+    if way=='removed': learn.remove_cb(LSUVCallback)
+    if way=='added later': learn.add_cb(LSUVCallback())
+    with learn.no_logging(), warnings.catch_warnings():
+        warnings.simplefilter('error') # nothing is left alone
+        learn.fit(1, 1e-3, cbs={'given to fit':LSUVCallback(), 'class given to fit':LSUVCallback}.get(way))
+    assert inits==([] if way=='removed' else ['lsuv'])
+
+def test_says_nothing(capfd):
+    "Neither with fastai's bars and log nor without"
+    out = []
+    for cbs in (None, LSUVCallback()):
+        for ctx in (nullcontext, lambda: ContextManagers([learn.no_bar(), learn.no_logging()])):
+            learn = learner(cbs=cbs)
+            learn.recorder.add_time = False
+            with ctx(): learn.fit(1, 0.)
+            out.append(capfd.readouterr())
+    assert [len(o.out.splitlines()) for o in out[:2]]==[len(o.out.splitlines()) for o in out[2:]] and out[3].out=='' and all(o.err=='' for o in out)
 
 def test_lr_find_keeps_it(tmp_path):
     learn = quiet(learner(cbs=LSUVCallback(), path=tmp_path))
@@ -100,27 +206,116 @@ def test_interrupted(error):
         learn.fit(1, 0.)
     assert learn.lsuv.done and not same(before, weights(learn))
 
-def test_loaded(tmp_path):
-    a = quiet(learner(model_dir=tmp_path))
+@pytest.mark.parametrize('pre', ['kaiming', None])
+@pytest.mark.parametrize('step', ['split_layers', 'get_scheme', 'forward', 'judged', '_first_not_finite', '_add_corrections', '_warn_left', '_warn_slow'])
+def test_interrupted_between_steps(monkeypatch, step, pre):
+    "An interrupt right after any step of LSUV leaves all as it was, and the next fit initializes"
+    if step=='get_scheme' and pre is None: pre = 'xavier'
+    learn = quiet(learner(cbs=LSUVCallback(pre=pre)))
+    import fastinit.lsuv as lsuv
+    f,broken = getattr(lsuv, step),[True]
+    def _interrupted(*args, **kwargs):
+        res = f(*args, **kwargs)
+        if broken: raise KeyboardInterrupt
+        return res
+    monkeypatch.setattr(lsuv, step, _interrupted)
+    with learn.no_logging():
+        with Unchanged(learn.model), pytest.raises(KeyboardInterrupt): learn.fit(1, 0.)
+        assert not learn.lsuv.done
+        broken.clear()
+        learn.fit(1, 0.)
+    assert learn.lsuv.done and (learn.lsuv.report.df['std']-1).abs().max()<1e-5
+
+# What must not be lost
+
+@contextmanager
+def one_warning(match):
+    "Exactly one, that names what was left alone, why, and how to force it"
+    with warnings.catch_warnings(record=True) as ws:
+        warnings.simplefilter('always')
+        yield
+    ws = [str(w.message) for w in ws if 'left alone' in str(w.message)]
+    assert len(ws)==1 and re.search(match, ws[0]) and 'layers=' in ws[0], ws
+
+def trained(tmp_path, name='a', **kwargs):
+    a = quiet(learner(model_dir=tmp_path, path=tmp_path, **kwargs))
     with a.no_logging(): a.fit(1, 1e-2)
-    a.save('a')
-    for opt in (True, False):
-        b = quiet(learner(model_dir=tmp_path, cbs=LSUVCallback()))
-        b.load('a', with_opt=opt)
-        with b.no_logging(), pytest.warns(UserWarning, match='3 loaded'): b.fit(1, 0.)
-        assert same(weights(a), weights(b))
-        assert set(b.lsuv.report.df.status)=={'loaded'}
-    c = quiet(learner(model_dir=tmp_path, cbs=LSUVCallback(force=True)))
-    c.load('a')
-    with c.no_logging(): c.fit(1, 0.)
-    assert not same(weights(a), weights(c))
+    a.save(name)
+    return a
+
+LOADS = dict(load=lambda l,p: l.load('a'), without_optimizer=lambda l,p: l.load('a', with_opt=False), 
+             load_model=lambda l,p: load_model(p/'a.pth', l.model, None, with_opt=False),
+             load_state_dict=lambda l,p: l.model.load_state_dict(torch.load(p/'a.pth', weights_only=False)['model']))
+@pytest.mark.parametrize('load', LOADS)
+@pytest.mark.parametrize('cb', [LSUVCallback, KaimingCallback])
+def test_loaded(tmp_path, load, cb):
+    a = trained(tmp_path)
+    b = quiet(learner(model_dir=tmp_path, path=tmp_path, cbs=cb()))
+    LOADS[load](b, tmp_path)
+    with b.no_logging(), one_warning('3 loaded .0, 2, 4.'): b.fit(1, 0.)
+    report = b.cbs[-1].report
+    assert same(weights(a), weights(b)) and set(report.df.status)=={'loaded'}
+
+@pytest.mark.parametrize('how,left', [(dict(force=True), []), (dict(layers='2'), ['0','4']), (dict(layers=nn.Linear), [])])
+def test_forced(tmp_path, how, left):
+    "What is named in `layers=`, or everything with `force`, is initialized even if loaded"
+    a = trained(tmp_path)
+    b = quiet(learner(model_dir=tmp_path, path=tmp_path, cbs=LSUVCallback(**how)))
+    b.load('a')
+    with b.no_logging(): b.fit(1, 0.)
+    for n in ('0','2','4'): assert torch.equal(a.model.get_submodule(n).weight, b.model.get_submodule(n).weight)==(n in left)
+
+def test_partly_loaded():
+    learn = quiet(learner(cbs=LSUVCallback()))
+    other = net()
+    learn.model.load_state_dict({k:v for k,v in other.state_dict().items() if k.startswith('2')}, strict=False)
+    with learn.no_logging(), one_warning('1 loaded .2.'): learn.fit(1, 0.)
+    assert same(learn.model[2].parameters(), other[2].parameters())
+    assert list(learn.lsuv.report.df.converged.fillna(False))==[True,False,True]
+
+def test_loaded_trains_as_without(tmp_path):
+    "Where all is left alone a fit is bit-identical to one without the callback"
+    trained(tmp_path)
+    got = []
+    for cbs in (None, LSUVCallback(), KaimingCallback()):
+        b = quiet(learner(model_dir=tmp_path, path=tmp_path, cbs=cbs))
+        b.load('a')
+        set_seed(5)
+        with b.no_logging(): b.fit(2, 1e-2)
+        got.append((weights(b), torch.get_rng_state(), b.recorder.losses))
+    for w,r,l in got[1:]: assert same(got[0][0], w) and torch.equal(got[0][1], r) and l==got[0][2]
+
+@pytest.mark.parametrize('fit', [lambda l: l.fit(3, 0., start_epoch=1), lambda l: l.fit_one_cycle(3, 1e-30, start_epoch=2)])
+def test_resumed(tmp_path, fit):
+    a = trained(tmp_path)
+    b = quiet(learner(model_dir=tmp_path, path=tmp_path, cbs=LSUVCallback()))
+    b.load('a')
+    with b.no_logging(), one_warning('3 loaded'): fit(b)
+    assert all(torch.allclose(p, q, atol=1e-8) for p,q in zip(weights(a), weights(b))) and b.lsuv.done
+
+def test_resumed_with_a_loaded_model_of_before():
+    "A model whose weights were loaded before there was a Learner, which only `start_epoch` tells"
+    model = net()
+    learn = quiet(learner(model=model, cbs=LSUVCallback()))
+    before = weights(learn)
+    with learn.no_logging(), one_warning('3 loaded'): learn.fit(2, 0., start_epoch=1)
+    assert same(before, weights(learn))
+
+def test_second_learner(tmp_path):
+    "What nobody can tell, as documented: a trained model in a new Learner is initialized; `layers=` chooses"
+    a = trained(tmp_path)
+    for how,kept in ((dict(), []), (dict(layers='4'), [0,2])):
+        model = deepcopy(a.model)
+        b = quiet(learner(model=model, cbs=LSUVCallback(**how)))
+        with b.no_logging(): b.fit(1, 0.)
+        for i in (0,2,4): assert torch.equal(model[i].weight, a.model[i].weight)==(i in kept)
 
 def test_added_after_training():
     learn = quiet(learner())
     with learn.no_logging():
         learn.fit(1, 1e-2)
         before = weights(learn)
-        with pytest.warns(UserWarning, match='loaded'): learn.fit(1, 0., cbs=LSUVCallback())
+        with one_warning('3 loaded'): learn.fit(1, 0., cbs=LSUVCallback())
     assert same(before, weights(learn))
 
 def test_frozen():
@@ -130,12 +325,214 @@ def test_frozen():
     with learn.no_logging(), pytest.warns(UserWarning, match='1 frozen .0.'): learn.fit(1, 0.)
     assert torch.equal(w, learn.model[0].weight) and learn.lsuv.report['0'].status=='frozen'
 
-def test_pretrained_body_unfrozen():
-    learn = quiet(learner(splitter=lambda m: [params(m[0]), params(m[2:])], cbs=LSUVCallback()))
-    learn.pretrained = True
+def test_frozen_then_unfrozen(inits):
+    "What was frozen at the first fit stays as it is once unfrozen: the initialization was the first fit's"
+    learn = quiet(learner(cbs=LSUVCallback(), splitter=lambda m: [params(m[0]), params(m[2:])]))
     w = learn.model[0].weight.clone()
-    with learn.no_logging(), pytest.warns(UserWarning, match='1 pretrained .0.'): learn.fit(1, 0.)
-    assert torch.equal(w, learn.model[0].weight)
+    learn.freeze()
+    with learn.no_logging(), one_warning('1 frozen .0.'): learn.fit(1, 0.)
+    learn.unfreeze()
+    with learn.no_logging(): learn.fit(1, 0.)
+    assert torch.equal(w, learn.model[0].weight) and inits==['lsuv']
+
+def test_frozen_forced():
+    learn = quiet(learner(cbs=LSUVCallback(layers=['0','4']), splitter=lambda m: [params(m[0]), params(m[2:])]))
+    before = deepcopy(learn.model)
+    learn.freeze()
+    with learn.no_logging(): learn.fit(1, 0.)
+    assert [torch.equal(before[i].weight, learn.model[i].weight) for i in (0,2,4)]==[False,True,False]
+    assert not learn.model[0].weight.requires_grad
+
+# Pretrained models: fastai's own way, with what it would download made here
+
+@pytest.fixture
+def downloads(monkeypatch):
+    "torchvision's and fastai's downloads give random weights"
+    def _vision(url, *args, **kwargs):
+        assert url.endswith('.pth')
+        torch.manual_seed(11)
+        return resnet18().state_dict()
+    monkeypatch.setattr('torchvision.models._api.load_state_dict_from_url', _vision)
+
+def check_pretrained(learn, start, body, head):
+    "After the first fit: what `body` names is bit-identical, each layer of the head has std 1"
+    now,df = learn.model.state_dict(),learn.lsuv.report.df.set_index('layer')
+    kept = [k for k,_ in learn.model.named_parameters() if k.startswith(body)]
+    assert kept and all(torch.equal(now[k], start[k]) for k in kept)
+    assert not df.scale.notna()[[n for n in df.index if n.startswith(body)]].any()
+    new = df[df.scale.notna()]
+    assert set(new.index)==set(head) and (new['std']-1).abs().max()<1e-4
+
+@pytest.mark.parametrize('frozen', [True, False])
+def test_vision_learner_pretrained(images, downloads, frozen):
+    learn = quiet(vision_learner(images, resnet18, metrics=accuracy, cbs=LSUVCallback()))
+    torch.manual_seed(11)
+    assert torch.equal(learn.model[0][0].weight, resnet18().conv1.weight) # they came through fastai
+    if not frozen: learn.unfreeze()
+    start = deepcopy(learn.model.state_dict())
+    with learn.no_logging(), one_warning('20 pretrained .0.0, 0.4.0.conv1, '): learn.fit(1, 0.)
+    check_pretrained(learn, start, '0.', ['1.4','1.8'])
+
+def test_fine_tune_pretrained(images, downloads, inits):
+    learn = quiet(vision_learner(images, resnet18, metrics=accuracy, cbs=LSUVCallback()))
+    start = deepcopy(learn.model.state_dict())
+    class Keep(Callback):
+        order = LSUVCallback.order+1
+        def before_fit(self): self.learn.states = [*getattr(self.learn, 'states', []), deepcopy(self.model.state_dict())]
+    with learn.no_logging(), one_warning('20 pretrained'): learn.fine_tune(1, 1e-3, cbs=Keep())
+    assert inits==['lsuv'] and len(learn.states)==2
+    assert all(torch.equal(v, learn.states[0][k]) for k,v in start.items() if k.startswith('0.'))
+    assert not torch.equal(start['1.8.weight'], learn.states[0]['1.8.weight'])
+
+def test_pretrained_forced(images, downloads):
+    for cb,changed in ((LSUVCallback(force=True), True), (LSUVCallback(layers='0.4'), True), (LSUVCallback(layers='1'), False)):
+        learn = quiet(vision_learner(images, resnet18, metrics=accuracy, cbs=cb))
+        w = learn.model[0][4][0].conv1.weight.clone()
+        with learn.no_logging(): learn.fit(1, 0.)
+        assert torch.equal(w, learn.model[0][4][0].conv1.weight)!=changed
+
+def test_pretrained_more_channels(images, downloads):
+    "fastai makes a first layer of its own out of the pretrained one"
+    dls = DataLoaders.from_dsets([(torch.randn(4,32,32), torch.tensor(i%2)) for i in range(16)], [(torch.randn(4,32,32), torch.tensor(0))]*4, bs=8, num_workers=0)
+    learn = quiet(vision_learner(dls, resnet18, n_in=4, n_out=2, normalize=False, loss_func=CrossEntropyLossFlat(), cbs=LSUVCallback()))
+    learn.unfreeze()
+    start = deepcopy(learn.model.state_dict())
+    with learn.no_logging(), one_warning('20 pretrained'): learn.fit(1, 0.)
+    check_pretrained(learn, start, '0.', ['1.4','1.8'])
+
+@pytest.mark.parametrize('frozen', [True, False])
+def test_unet_learner(downloads, frozen):
+    ds = [(torch.randn(3,32,32), torch.randint(0, 2, (32,32))) for _ in range(8)]
+    learn = quiet(unet_learner(DataLoaders.from_dsets(ds, ds, bs=4, num_workers=0), resnet18, n_out=2, normalize=False, loss_func=CrossEntropyLossFlat(axis=1), cbs=LSUVCallback()))
+    if not frozen: learn.unfreeze()
+    start = deepcopy(learn.model.state_dict())
+    with learn.no_logging(), one_warning('20 pretrained'): learn.fit(1, 0.)
+    new = [n for n in init_layers(deepcopy(learn.model).requires_grad_(True)) if not n.startswith('layers.0.')]
+    assert len(new)>10
+    check_pretrained(learn, start, 'layers.0.', new)
+
+def test_timm_pretrained(images, tmp_path):
+    torch.manual_seed(12)
+    weights = timm.create_model('resnet18').state_dict()
+    torch.save(weights, tmp_path/'weights.pth')
+    learn = quiet(vision_learner(images, 'resnet18', metrics=accuracy, cbs=LSUVCallback(), pretrained_cfg_overlay=dict(file=str(tmp_path/'weights.pth'))))
+    assert torch.equal(learn.model[0].model.conv1.weight, weights['conv1.weight'])
+    learn.unfreeze()
+    start = deepcopy(learn.model.state_dict())
+    with learn.no_logging(), one_warning('20 pretrained'): learn.fit(1, 0.)
+    check_pretrained(learn, start, '0.', ['1.4','1.8'])
+
+TINY = dict(emb_sz=12, n_hid=16, n_layers=2)
+@pytest.fixture(scope='module')
+def texts(tmp_path_factory):
+    "(DataLoaders of a language model, those of a classifier with the same vocabulary), without spaCy"
+    rng = np.random.default_rng(0)
+    df = pd.DataFrame(dict(text=[' '.join(rng.choice(list('abcdefgh'), 20)) for _ in range(64)], label=['x','y']*32))
+    def _dls(lm, **kwargs):
+        blocks = [TextBlock.from_df('text', is_lm=lm, tok=BaseTokenizer(), n_workers=1, min_freq=1, **kwargs)] + ([] if lm else [CategoryBlock])
+        getters = dict(get_x=ColReader('text')) if lm else dict(get_x=ColReader('text'), get_y=ColReader('label'))
+        return DataBlock(blocks=tuple(blocks), splitter=RandomSplitter(0.25, seed=0), **getters).dataloaders(df, bs=8, seq_len=10, num_workers=0, path=tmp_path_factory.getbasetemp())
+    lm = _dls(True)
+    return lm,_dls(False, vocab=lm.vocab)
+
+def test_language_model_and_encoder(texts, tmp_path):
+    "A trained encoder, loaded into a classifier: all of it stays, frozen and unfrozen, the head is new"
+    lm = quiet(language_model_learner(texts[0], AWD_LSTM, config={**awd_lstm_lm_config, **TINY}, pretrained=False, path=tmp_path, cbs=LSUVCallback()))
+    (tmp_path/'models').mkdir()
+    with lm.no_logging(): lm.fit(1, 1e-2)
+    assert lm.lsuv.done
+    lm.save_encoder('enc')
+    for frozen in (True, False):
+        learn = quiet(text_classifier_learner(texts[1], AWD_LSTM, config={**awd_lstm_clas_config, **TINY}, pretrained=False, path=tmp_path, cbs=LSUVCallback()))
+        learn.load_encoder('enc')
+        if not frozen: learn.unfreeze()
+        start = deepcopy(learn.model.state_dict())
+        assert torch.equal(start['0.module.encoder.weight'], lm.model[0].encoder.weight)
+        with learn.no_logging(): learn.fit(1, 0.)
+        check_pretrained(learn, start, '0.', [n for n in init_layers(learn.model) if n.startswith('1.')])
+
+def test_text_classifier_learner_pretrained(texts, tmp_path, monkeypatch):
+    "The pretrained language model that fastai downloads"
+    lm,old = get_language_model(AWD_LSTM, 30, {**awd_lstm_lm_config, **TINY}),[f'w{i}' for i in range(22)]+list('abcdefgh')
+    torch.save(lm.state_dict(), tmp_path/'lm.pth')
+    (tmp_path/'lm.pkl').write_bytes(pickle.dumps(old))
+    monkeypatch.setattr('fastai.text.learner.untar_data', lambda url, **kwargs: tmp_path)
+    for frozen in (True, False):
+        learn = quiet(text_classifier_learner(texts[1], AWD_LSTM, config={**awd_lstm_clas_config, **TINY}, metrics=accuracy, cbs=LSUVCallback()))
+        assert torch.equal(learn.model[0].module.rnns[0].weight_hh_l0_raw, lm[0].rnns[0].weight_hh_l0_raw)
+        if not frozen: learn.unfreeze()
+        start = deepcopy(learn.model.state_dict())
+        with learn.no_logging(): learn.fit(1, 0.)
+        check_pretrained(learn, start, '0.', [n for n in init_layers(learn.model) if n.startswith('1.')])
+
+# Put away and taken out again
+
+COPIES = dict(pickle=lambda l,p: pickle.loads(pickle.dumps(l)), cloudpickle=lambda l,p: pickle.loads(cloudpickle.dumps(l)), deepcopy=lambda l,p: deepcopy(l),
+              export=lambda l,p: (l.export(p/'e.pkl'), load_learner(p/'e.pkl'))[1])
+@pytest.mark.parametrize('done', [False, True])
+@pytest.mark.parametrize('copy', COPIES)
+def test_copies(images, inits, tmp_path, copy, done):
+    "A copy of a Learner knows whether it was initialized, and its report"
+    learn = quiet(learner(images, convnet(), cbs=LSUVCallback(), path=tmp_path))
+    with learn.no_logging():
+        if done: learn.fit(1, 1e-2)
+        again = COPIES[copy](learn, tmp_path)
+        assert again.lsuv.done==done and same(weights(again), weights(learn))
+        if done: assert again.lsuv.report.df.equals(learn.lsuv.report.df) and again.init_report().summary==learn.init_report().summary
+        inits.clear()
+        before = weights(again)
+        again.dls = images
+        with warnings.catch_warnings():
+            warnings.simplefilter('error', UserWarning)
+            again.fit(1, 0.)
+    assert same(before, weights(again))==done and inits==([] if done else ['lsuv'])
+
+# Beside other callbacks, alone and in pairs
+
+def _accumulate(l): l.add_cb(GradientAccumulation(8))
+def _lr_find(l): l.lr_find(num_it=6, show_plot=False)
+FEATURES = dict(fp16=lambda l: l.to_fp16(), bf16=lambda l: l.to_bf16(), accumulation=_accumulate, mixup=lambda l: l.add_cb(MixUp()), clip=lambda l: l.add_cb(GradientClip()),
+    channels_last=lambda l: l.add_cb(ChannelsLast()), save=lambda l: l.add_cb(SaveModelCallback()), save_each=lambda l: l.add_cb(SaveModelCallback(every_epoch=True)),
+    early=lambda l: l.add_cb(EarlyStoppingCallback()), nan=lambda l: l.add_cb(TerminateOnNaNCallback()), stats=lambda l: l.add_cb(ActivationStats(with_hist=True)),
+    parallel=lambda l: l.to_parallel(), kaiming=lambda l: l.add_cb(KaimingCallback()), lr_find=_lr_find, freeze=lambda l: l.freeze(), optimizer=lambda l: l.create_opt(),
+    loaded=lambda l: l.model[0][0].load_state_dict(convnet()[0][0].state_dict()))
+TOUCH_WEIGHTS = ['bf16','accumulation','channels_last','save','parallel','kaiming','lr_find','freeze','loaded']
+
+class AtStart(Callback):
+    "Keep what the model is when training starts"
+    order = 100
+    def before_fit(self):
+        self.learn.start = deepcopy(unwrap(self.model))
+        self.learn.groups = [[id(p) for p in g] for g in self.opt.param_lists],[dict(h) for h in self.opt.hypers],[len(s) for s in self.opt.state.values()]
+
+def run_with(images, path, names, cbs=()):
+    learn = image_learner(images, path=path, cbs=[AtStart(), *cbs])
+    learn.no_init = deepcopy(learn.model)
+    for n in sorted(names, key='lr_find'.__eq__): FEATURES[n](learn) # it fits: last
+    if 'loaded' in names: learn.no_init[0][0].load_state_dict(learn.model[0][0].state_dict())
+    with learn.no_logging(): learn.fit(1, slice(1e-4,1e-2))
+    return learn
+
+@pytest.mark.parametrize('names', [(n,) for n in FEATURES]+list(itertools.combinations(TOUCH_WEIGHTS, 2)), ids='+'.join)
+def test_beside(images, tmp_path, inits, names):
+    "Once, exact, nothing lost, the optimizer as it would be without; and then it trains"
+    learn = run_with(images, tmp_path, names, [LSUVCallback()])
+    assert inits==(['kaiming'] if 'kaiming' in names else [])+['lsuv']
+    kept = {n for n in ('freeze','loaded') if n in names}
+    body,conv = learn.no_init[0][0],learn.start[0][0]
+    assert same(body.parameters(), conv.parameters())==bool(kept)
+    df = learn.lsuv.report.df.set_index('layer')
+    assert df.status['0.0']==('loaded' if 'loaded' in kept else 'frozen' if kept else 'ok')
+    from fastinit.callback import _batch
+    seen = outputs(learn.start, AFFINE, *_batch(learn))
+    assert len(seen)==3
+    for n,o in seen.items(): assert abs(o.std()-1)<1e-3 or n=='0.0' and kept, n
+    without = run_with(images, tmp_path/'b', names)
+    assert without.groups[1:]==learn.groups[1:] and [len(g) for g in without.groups[0]]==[len(g) for g in learn.groups[0]]
+    assert learn.groups[0]==[[id(p) for p in g] for g in learn.splitter(learn.model)] # the parameters are the same objects
+    moved = [not torch.equal(p, q) for p,q in zip(learn.start[1].parameters(), learn.model[1].parameters())]
+    assert all(moved) and same(learn.start[0][0].parameters(), learn.model[0][0].parameters())==('freeze' in names)
+    assert not hasattr(learn, 'activation_stats') or len(learn.activation_stats.stats)==len(learn.dls.train)
 
 def test_users_activation_stats():
     learn = quiet(learner(cbs=[ActivationStats(), LSUVCallback()]))
@@ -187,15 +584,6 @@ def test_compare_leaves_all_as_it_was():
     for s,s0 in zip(now['state'], opt['state']): assert all(torch.equal(torch.as_tensor(s[k]), torch.as_tensor(s0[k])) for k in s0)
     learn.init_report()
 
-@pytest.fixture(scope='module')
-def images(tmp_path_factory):
-    "DataLoaders of a folder of images, a subfolder a class"
-    path,rng = tmp_path_factory.mktemp('images'),np.random.default_rng(0)
-    for c in 'ab':
-        (path/c).mkdir()
-        for i in range(12): Image.fromarray(rng.integers(0,255,(32,32,3),dtype=np.uint8)).save(path/c/f'{i}.png')
-    return ImageDataLoaders.from_folder(path, valid_pct=0.25, item_tfms=Resize(32), batch_tfms=aug_transforms(), bs=8, num_workers=0)
-
 def test_readme_snippet_and_export(images, tmp_path):
     learn = quiet(Learner(images, xresnet18(n_out=2), metrics=accuracy, cbs=LSUVCallback(), path=tmp_path))
     with learn.no_logging():
@@ -208,7 +596,7 @@ def test_readme_snippet_and_export(images, tmp_path):
     assert again.lsuv.done and again.init_report().summary==report.summary
 
 @pytest.mark.parametrize('workers', [0,2])
-def test_vision_learner(images, workers):
+def test_vision_learner_from_scratch(images, workers):
     images.num_workers = workers
     learn = quiet(vision_learner(images, resnet18, pretrained=False, metrics=accuracy, cbs=LSUVCallback()))
     with learn.no_logging(): learn.fine_tune(1)

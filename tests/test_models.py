@@ -101,6 +101,46 @@ def test_subclasses():
     with pytest.warns(UserWarning, match='1 not affine .1.'): r = lsuv_(model, torch.randn(16,3,10,10))
     assert r['1'].status=='not affine' and r['3'].status=='ok' and abs(r['3']['std']-1)<1e-5
 
+def test_not_affine_is_told_at_std_1():
+    "A correction by next to nothing would prove nothing"
+    model,x = nn.Sequential(Standardized(8,8,3,padding=1,bias=False), nn.Conv2d(8,4,3)),torch.randn(16,8,10,10)
+    with torch.no_grad(): x /= model[0](x).std()
+    before = model[0].weight.clone()
+    with pytest.warns(UserWarning, match='1 not affine .0.'): lsuv_(model, x, pre=None)
+    assert torch.equal(before, model[0].weight)
+
+def test_next_to_a_large_mean():
+    "Beside a bias of 1 a weight of 1e-6 gives mostly rounding, as in gMLP's gates"
+    model,x = nn.Sequential(nn.Linear(30,30), nn.Linear(30,30)),torch.randn(64,30)
+    with torch.no_grad():
+        model[0].weight.mul_(1e-5); model[0].bias.fill_(1.)
+    fit(model, x, near=1e-5, pre=None)
+
+class NormAct(nn.BatchNorm2d):
+    "A normalization with an activation in it, as timm's"
+    def __init__(self, n):
+        super().__init__(n)
+        self.act = nn.ReLU()
+    def forward(self, x): return self.act(super().forward(x))
+
+def test_norm_with_an_activation_inside():
+    "It is seen, so that what is behind a zero one is zero by design, not dead"
+    model = nn.Sequential(nn.Conv2d(3,8,3), NormAct(8), nn.Conv2d(8,8,3,bias=False), nn.ReLU())
+    nn.init.zeros_(model[1].weight)
+    assert list(lsuv_(model, torch.randn(4,3,9,9), pre=None).df.status)==['ok','zero','zero']
+
+class Gained(Standardized):
+    def __init__(self, *args):
+        super().__init__(*args, bias=False)
+        self.gain = nn.Parameter(torch.zeros(self.out_channels,1,1,1))
+    def _conv_forward(self, x, w, b): return super()._conv_forward(x, w, b)*self.gain.view(-1,1,1)
+
+def test_zero_by_its_gain():
+    model,x = nn.Sequential(nn.Conv2d(3,8,3), Gained(8,8,3), nn.ReLU()),torch.randn(4,3,9,9)
+    assert list(lsuv_(model, x, pre=None).df.status)==['ok','zero']
+    with torch.no_grad(): model[1].gain += 1
+    assert list(lsuv_(model, x, pre=None).df.status)==['ok','not affine']
+
 def test_replaced_forward():
     model,x = nn.Sequential(nn.Linear(8,8), nn.Linear(8,8)),torch.randn(64,8)
     layer = model[0]

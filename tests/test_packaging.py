@@ -1,5 +1,5 @@
 "What is shipped: the wheel, notebooks and package in sync, the README."
-import re, shutil, subprocess, sys, zipfile
+import os, re, shutil, subprocess, sys, tarfile, zipfile
 from email.parser import Parser
 from pathlib import Path
 import pytest
@@ -20,14 +20,43 @@ def project(tmp_path_factory):
     return dst
 
 @pytest.fixture(scope='module')
-def wheel(project):
-    run('-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', 'dist', '.', cwd=project)
-    return zipfile.ZipFile(next((project/'dist').glob('*.whl')))
+def dist(project):
+    "The sdist, and the wheel that is built from it"
+    run('-m', 'build', '--no-isolation', '.', cwd=project)
+    return project/'dist'
 
-def test_contents(wheel):
-    names = [n for n in wheel.namelist() if '.dist-info/' not in n]
-    modules = {f'fastinit/{n}.py' for n in '__init__ _modidx all article callback layers lsuv plot schemes stats'.split()}
-    assert set(names)==modules
+@pytest.fixture(scope='module')
+def wheel(dist): return zipfile.ZipFile(next(dist.glob('*.whl')))
+
+MODULES = {f'fastinit/{n}.py' for n in '__init__ __main__ _modidx all article callback layers lsuv plot schemes stats'.split()} | {'fastinit/py.typed'}
+
+def test_wheel_contents(wheel): assert {n for n in wheel.namelist() if '.dist-info/' not in n}==MODULES
+
+def test_sdist_contents(dist):
+    "What the wheel needs, no tests and no notebooks"
+    with tarfile.open(next(dist.glob('*.tar.gz'))) as t: names = {n.partition('/')[2] for n in t.getnames() if t.getmember(n).isfile()}
+    assert {n for n in names if '.egg-info/' not in n}==MODULES | {'LICENSE','MANIFEST.in','PKG-INFO','README.md','pyproject.toml','setup.cfg'}
+
+def test_twine(dist): run('-m', 'twine', 'check', '--strict', *map(str, dist.iterdir()), cwd=dist)
+
+def test_installed_outside_the_repository(dist, tmp_path):
+    "From the wheel, in a folder of its own, with the dependencies that are installed"
+    target = tmp_path/'site'
+    run('-m', 'pip', 'install', '-q', '--no-deps', '--disable-pip-version-check', '--target', str(target), str(next(dist.glob('*.whl'))), cwd=tmp_path)
+    def outside(*args, **env): return subprocess.run(args, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH':str(target), **env})
+    r = outside(sys.executable, '-c', 'import fastinit.all; print(fastinit.__file__)')
+    assert Path(r.stdout.strip()).parent.parent==target, r.stderr
+    r = outside(sys.executable, '-m', 'fastinit')
+    assert r.returncode==0, r.stdout+r.stderr
+    import fastinit, torch
+    assert re.search(rf'^fastinit +{fastinit.__version__}$', r.stdout, re.M) and torch.__version__ in r.stdout
+    assert len(re.findall('^ok ', r.stdout, re.M))==2 and 'FAILED' not in r.stdout
+    assert outside(sys.executable, str(target/'bin/fastinit-article'), '--help').returncode==0
+    # an LSUV that does nothing is found out
+    lsuv = target/'fastinit/lsuv.py'
+    lsuv.write_text(lsuv.read_text().replace('            corr.commit()', '            pass'))
+    r = outside(sys.executable, '-m', 'fastinit')
+    assert r.returncode==1 and 'FAILED    lsuv_ on a tiny model' in r.stdout, r.stdout+r.stderr
 
 def test_metadata(wheel):
     meta = Parser().parsestr(wheel.read(next(n for n in wheel.namelist() if n.endswith('METADATA'))).decode())

@@ -1,7 +1,8 @@
 "Build the site to _docs/ from the notebooks, without Quarto."
-import os, re, shutil, subprocess, sys
+import html, os, re, shutil, subprocess, sys
 from pathlib import Path
 import yaml
+from latex2mathml.converter import convert
 from nbdev.config import get_config
 from nbdev.doclinks import _build_modidx
 from nbdev.quarto import refresh_quarto_yml
@@ -13,21 +14,33 @@ def page(name):
     "The page that nbdev's links expect: 00_layers.ipynb → layers.ipynb"
     return re.sub(r'^\d+[a-z]?_', '', name)
 
+def renamed(text):
+    "`text` with links to notebooks by their pages' names"
+    return re.sub(r'\b\d+[a-z]?_(\w+\.ipynb)', r'\1', text)
+
 def stage(cache, site):
     "Copy the processed notebooks under their pages' names, and a configuration without Quarto's own options"
     shutil.rmtree(site, ignore_errors=True)
     shutil.copytree(cache, site)
     for f in site.glob('*.ipynb'):
-        f.write_text(re.sub(r'"output-file: [^"]*",?\s*', '', f.read_text())) # Quarto's own
+        text = re.sub(r'"output-file: [^"]*",?\s*', '', f.read_text()) # Quarto's own
+        text = text.replace('torch.nn.modules.module.Module', 'nn.Module').replace('>fastinit.stats.', '>') # in signatures
+        f.write_text(renamed(text))
         f.rename(f.with_name(page(f.name)))
     cfg = yaml.safe_load((site/'_quarto.yml').read_text())
     for f in cfg.pop('metadata-files', []):
         if (path := root/'nbs'/f).exists(): merge(cfg, yaml.safe_load(path.read_text()))
     cfg['format'] = {'html': {k:v for k,v in cfg['format']['html'].items() if k!='keep-md'}}
     cfg.pop('format-links', None)
+    cfg['website']['sidebar']['contents'] = with_files(cfg['website']['sidebar']['contents'])
     cfg['project']['output-dir'] = str(root/'_docs')
-    text = re.sub(r'\b\d+[a-z]?_(\w+\.ipynb)', r'\1', yaml.safe_dump(cfg, sort_keys=False))
-    (site/'_quarto.yml').write_text(text)
+    (site/'_quarto.yml').write_text(renamed(yaml.safe_dump(cfg, sort_keys=False)))
+
+def with_files(contents):
+    "Sidebar entries with their patterns replaced by the notebooks that there are; sections without any are left out"
+    if isinstance(contents, str): return sorted(f.name for f in (root/'nbs').glob(contents))
+    entries = [{**o, 'contents':with_files(o['contents'])} if isinstance(o, dict) else o for o in contents]
+    return [o for o in entries if not isinstance(o, dict) or o['contents']]
 
 def merge(a, b):
     "Update the nested dict `a` with `b`"
@@ -43,6 +56,20 @@ def local_links(out, url):
         new = re.sub(rf'href="{re.escape(url)}/?([\w./-]*?)(?:\.html)?(#[^"]*)?"', lambda m: f'href="{up}{m[1] or "index"}.html{m[2] or ""}"', text)
         if new!=text: f.write_text(new)
 
+def mathml(out):
+    "Formulas as MathML, which browsers draw by themselves: no script from elsewhere"
+    for f in out.rglob('*.html'):
+        text = f.read_text()
+        if 'katex' not in text: continue
+        text = re.sub(r'<(?:link|script)[^>]*katex[^>]*>(?:</script>)?', '', text)
+        text = re.sub(r'\\([([])(.*?)\\[)\]](?=</span>)', lambda m: convert(html.unescape(m[2]).strip(), display='block' if m[1]=='[' else 'inline'), text, flags=re.S)
+        f.write_text(text)
+
+def no_fonts(out):
+    "The theme without its import of fonts from elsewhere: the system's will do"
+    for f in out.rglob('*.css'):
+        if (new := re.sub(r'@import url\(https?:[^)]*\);?', '', text := f.read_text()))!=text: f.write_text(new)
+
 def main():
     os.chdir(root)
     cfg,site,out = get_config(),root/'_proc_site',root/'_docs'
@@ -53,6 +80,8 @@ def main():
     subprocess.run([sys.executable, '-m', 'smalldocs.cli', 'render', '--quiet', str(site)], check=True)
     shutil.rmtree(site)
     local_links(out, f'{cfg.doc_host}{cfg.doc_baseurl}')
+    mathml(out)
+    no_fonts(out)
     print(f'the site is in {out.name}/: open {out.name}/index.html')
 
 if __name__=='__main__': main()

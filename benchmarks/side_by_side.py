@@ -1,0 +1,102 @@
+"What the benchmarks share: the models, fastinit's peers, interleaved timing, and the machine that the figures come from."
+import platform, time, warnings
+from copy import deepcopy
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+warnings.filterwarnings('ignore')
+import matplotlib; matplotlib.use('agg')
+import pandas as pd, torch, torchvision.models as tv
+from torch import nn
+from fastai.vision.all import xresnet50
+from fastinit.all import *
+from fastinit.article import simple_convnet
+from lsuv import lsuv_with_singlebatch
+from torchbearer.callbacks.lsuv import LSUV as TorchbearerLSUV
+
+here = Path(__file__).parent
+libs = ('torch','torchvision','fastai','lsuv','torchbearer')
+machine = f"{torch.get_num_threads()} threads, {platform.machine()}; Python {platform.python_version()}, {', '.join(f'{o} {version(o)}' for o in libs)}"
+
+def without_norm(model):
+    "`model` with every batchnorm replaced by an identity"
+    for n,m in list(model.named_modules()):
+        if isinstance(m, nn.BatchNorm2d): model.set_submodule(n, nn.Identity())
+    return model
+
+def deep_mlp(depth=200, width=512): return nn.Sequential(*[o for _ in range(depth) for o in (nn.Linear(width,width), nn.ReLU())])
+
+def deep_convnet(depth, width=16): return nn.Sequential(nn.Conv2d(3,width,3,padding=1), *[o for _ in range(depth-1) for o in (nn.ReLU(), nn.Conv2d(width,width,3,padding=1))])
+
+#: Name → function of the image size that makes the model
+models = dict(simple_convnet=lambda size: simple_convnet(), vgg11=lambda size: tv.vgg11(), resnet18=lambda size: tv.resnet18(),
+    xresnet50=lambda size: xresnet50(n_out=10), xresnet50_no_norm=lambda size: without_norm(xresnet50(n_out=10)), densenet121=lambda size: tv.densenet121(),
+    mobilenet_v3_large=lambda size: tv.mobilenet_v3_large(), efficientnet_b0=lambda size: tv.efficientnet_b0(), convnext_tiny=lambda size: tv.convnext_tiny(),
+    swin_t=lambda size: tv.swin_t(), vit_b_32=lambda size: tv.vit_b_32(image_size=size), mlp_200=lambda size: deep_mlp())
+
+def batch(name, bs, size): return torch.randn(512,512) if name=='mlp_200' else torch.randn(bs,3,size,size) # vectors come in larger batches
+
+def ours(model, x): lsuv_(model, x, pre=None)
+def lsuv_pkg(model, x): lsuv_with_singlebatch(model, x, do_orthonorm=False, verbose=False)
+def torchbearer_pkg(model, x): TorchbearerLSUV().init_model(model, x, do_orthonorm=False)
+
+@torch.no_grad()
+def course(model, x, tol=1e-3, most=10):
+    "The fastai course's way, written anew: hook a layer, run the whole model until its mean and std are right; `most` attempts, or some layers would loop forever"
+    seen = {}
+    for m in model.modules():
+        if not isinstance(m, (nn.Linear, nn.modules.conv._ConvNd)): continue
+        h = m.register_forward_hook(lambda m,i,o: seen.update(std=o.std(), mean=o.mean()))
+        for _ in range(most):
+            seen.clear()
+            model(x)
+            if not seen or abs(seen['std']-1)<=tol and (m.bias is None or abs(seen['mean'])<=tol): break
+            if m.bias is not None: m.bias -= seen['mean']
+            m.weight /= seen['std']
+        h.remove()
+
+peers = {'fastinit':ours, 'lsuv':lsuv_pkg, 'torchbearer':torchbearer_pkg, 'course':course}
+colors = {'fastinit':'#009E73', 'lsuv':'#E69F00', 'torchbearer':'#CC79A7', 'course':'#0072B2', 'forward':'0.5'}
+
+def forward(model, x):
+    with torch.no_grad(): model(x)
+
+def passes(model, f):
+    "How often `f` calls the forward of the model"
+    calls = []
+    h = model.register_forward_pre_hook(lambda *_: calls.append(1))
+    f()
+    h.remove()
+    return len(calls)
+
+def worst(model, x, train_norm):
+    "Largest |std − 1| over the linear and convolution layers that are called and not zero, in a pass and with hooks of its own; batchnorm as the method saw it"
+    stds,model = [],deepcopy(model).eval()
+    for m in model.modules():
+        if isinstance(m, nn.modules.batchnorm._NormBase): m.train(train_norm)
+        if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd)) and m.weight.any(): m.register_forward_hook(lambda m,i,o: stds.append(o.double().std().item()))
+    forward(model, x)
+    errors = [abs(s-1) for s in stds]
+    return max(errors) if all(e==e for e in errors) else float('nan') # a NaN hides in `max`
+
+def timed(f):
+    t = time.perf_counter()
+    f()
+    return time.perf_counter()-t
+
+def interleaved(fs, runs=7, warm=1, limit=60.):
+    "Name → list of seconds: the functions in turn, `runs` times; one that takes longer than `limit` in all is not started again"
+    res = {k:[] for k in fs}
+    for i in range(runs+warm):
+        for k,f in fs.items():
+            if sum(res[k])>limit: continue
+            t = timed(f)
+            if i>=warm or t>limit/runs: res[k].append(t)
+    return res
+
+def medians(fs, **kwargs): return {k:pd.Series(v).median() for k,v in interleaved(fs, **kwargs).items()}
+
+def save(df, name, show=True):
+    "Write the figures, each row with the machine it comes from"
+    df.assign(machine=machine).to_csv(here/f'{name}.csv', index=False, float_format='%.4g')
+    if show: print(f'{name}\n{df.round(4).to_string(index=False)}\n{machine}\n')

@@ -1,0 +1,161 @@
+"Every public name: docstring, documented and hinted arguments, an example in its notebook; a type checker and a linter over the package."
+import ast, importlib, inspect, re, shutil, subprocess, sys
+from functools import reduce
+from pathlib import Path
+import pytest
+from fastcore.docments import docments
+from fastcore.nbio import read_nb
+from fastinit._modidx import d
+
+root = Path(__file__).resolve().parent.parent
+notebooks = {re.sub(r'^\d+[a-z]?_', '', f.stem): f for f in sorted((root/'nbs').glob('*.ipynb'))}
+modules = sorted(m.split('.')[1] for m in d['syms'] if m!='fastinit.article') # its notebook is being rewritten
+ADDED_TO = ('InitReport','Learner') # whose methods users call
+
+def public(module):
+    "(name, object) of `__all__`, and of the public methods that the notebook defines or adds to other classes"
+    mod = importlib.import_module(f'fastinit.{module}')
+    res = {n:getattr(mod, n) for n in mod.__all__}
+    for k in d['syms'][f'fastinit.{module}']:
+        *owner,n = k.split('.')[2:]
+        if not owner or any(o.startswith('_') for o in (*owner, n.replace('__init__','init').replace('__call__','call'))): continue
+        res['.'.join([*owner, n])] = inspect.getattr_static(reduce(getattr, owner, mod), n)
+    return res
+
+def missing(name, o):
+    "What the documentation of a public name lacks; methods of classes may name their arguments in the docstring"
+    if isinstance(o, property): o = o.fget
+    if isinstance(o, (staticmethod,classmethod)): o = o.__func__
+    if inspect.isclass(o): return [] if o.__dict__.get('__doc__') else ['docstring']
+    if not inspect.isfunction(o): return [] # data: test_data_is_explained
+    res = [] if o.__doc__ or name.endswith('__init__') else ['docstring']
+    comments = '.' not in name or name.endswith('__init__') or name.split('.')[0] in ADDED_TO
+    docs = docments(o, full=True, returns=True)
+    for k,p in inspect.signature(o).parameters.items():
+        if k=='self' or p.kind==p.VAR_KEYWORD: continue # which docments cannot see
+        if comments and not docs[k].docment: res.append(f'{k}: comment')
+        if p.annotation is p.empty and p.kind!=p.VAR_POSITIONAL: res.append(f'{k}: hint')
+    ret = inspect.signature(o).return_annotation
+    if ret is inspect.Parameter.empty and not name.endswith('__init__'): res.append('return: hint')
+    elif ret is not None and comments and not name.endswith('__init__') and not docs['return'].docment: res.append('return: comment')
+    return res
+
+@pytest.mark.parametrize('module', modules)
+def test_documented(module):
+    lacks = {n:m for n,o in public(module).items() if (m := missing(n, o))}
+    assert not lacks, '\n'.join(f'{n}: {", ".join(m)}' for n,m in lacks.items())
+
+def test_gaps_are_seen():
+    def f(a, b:int, # second
+          *xb): "Nothing."
+    assert missing('f', f)==['a: comment','a: hint','xb: comment','return: hint']
+    assert missing('C.f', f)==['a: hint','return: hint'] and missing('x', lambda: 0)==['docstring','return: hint']
+
+@pytest.mark.parametrize('module', modules)
+def test_data_is_explained(module):
+    "A `#:` line stands over data, or over the data just before it"
+    mod = importlib.import_module(f'fastinit.{module}')
+    lines = (root/f'fastinit/{module}.py').read_text().splitlines()
+    for n in mod.__all__:
+        if inspect.isclass(o := getattr(mod, n)) or inspect.isfunction(o): continue
+        i = next(i for i,l in enumerate(lines) if re.match(rf'[\w, ]*\b{n}\b[\w, ]*(:[^=]*)?=', l))
+        while re.match(r'\w[\w, ]*=', lines[i-1]): i -= 1
+        assert lines[i-1].startswith('#:'), f'{n}: say what it is, in a line that starts with #:'
+
+def functions(module):
+    "(name, function, all of its documentation) of public functions"
+    for n,o in public(module).items():
+        if inspect.isfunction(o) and '.' not in n: yield n,o,' '.join([o.__doc__ or '', *(v.docment or '' for v in docments(o, full=True, returns=True).values())])
+
+def raised(f):
+    "Names of the exceptions that the code of `f` itself raises"
+    tree = ast.parse(inspect.cleandoc(inspect.getsource(f)))
+    return {n.exc.func.id for n in ast.walk(tree) if isinstance(n, ast.Raise) and isinstance(n.exc, ast.Call)}
+
+@pytest.mark.parametrize('module', modules)
+def test_errors_are_named(module):
+    lacks = {n: r for n,f,text in functions(module) if (r := [e for e in raised(f) if e not in text])}
+    assert not lacks, f'say what is raised: {lacks}'
+
+@pytest.mark.parametrize('module', modules)
+def test_shapes_are_named(module):
+    "Of every tensor that goes in or comes out"
+    lacks = [f'{n}: {k}' for n,f,_ in functions(module) for k,v in docments(f, full=True, returns=True).items()
+             if 'Tensor' in str(v.anno) and 'TypeGuard' not in str(v.anno) and not re.search(r'shape|numbers|parameter|[Ss]ample|itself|Share', v.docment or '')]
+    assert not lacks, f'say the shape: {lacks}'
+
+def test_sources_are_named():
+    from fastinit.all import schemes, act_gain, fans
+    for n,f in [*schemes.items(), ('act_gain',act_gain), ('fans',fans)]:
+        if n not in ('default','normal'): assert re.search(r'[12][09]\d\d', f.__doc__), n
+
+def cells(module, exported):
+    "Source of the code cells of a notebook that are exported, or that are not"
+    for c in read_nb(notebooks[module]).cells:
+        if c.cell_type=='code' and bool(re.search(r'^#\|\s*export', c.source, re.M))==exported: yield c.source
+
+@pytest.mark.parametrize('module', modules)
+def test_examples(module):
+    "A cell that `make test` runs uses the name"
+    run = [re.sub(r'^\s*[%!].*$', '', s, flags=re.M) for s in cells(module, False) if not re.search(r'^#\|\s*eval:\s*false|^#\|\s*(notest|slow|cuda)\s*$', s, re.M)]
+    used = {getattr(n, 'id', None) or getattr(n, 'attr', None) for s in run for n in ast.walk(ast.parse(s)) if isinstance(n, (ast.Name,ast.Attribute))}
+    names = {n.split('.')[-1] for n in public(module) if '.' not in n or n.split('.')[0] in ADDED_TO and not n.endswith('__init__')}
+    assert not (lacks := sorted(names-used)), f'no example of {", ".join(lacks)} in {notebooks[module].name}'
+
+def test_signatures_show_what_is_passed_on():
+    from fastai.learner import Learner
+    from fastinit.all import InitReport, KaimingCallback, LSUVCallback, kaiming_, lsuv_, plot_init_stats
+    def names(f, but=()): return {k for k,p in inspect.signature(f).parameters.items() if p.default is not p.empty}-set(but)
+    assert names(lsuv_, ['skip'])<=names(LSUVCallback) and names(kaiming_)<=names(KaimingCallback)
+    for f in (InitReport.plot, Learner.init_report, Learner.compare_inits): assert names(plot_init_stats)<=names(f)
+
+def test_help_is_enough():
+    import pydoc
+    from fastinit.callback import LSUVCallback
+    text = pydoc.plain(pydoc.render_doc(LSUVCallback)).split('Method resolution order')[0]
+    assert 'cbs=LSUVCallback()' in text and 'InitError' in text
+    for k in inspect.signature(LSUVCallback).parameters: assert re.search(rf'`{k}\b', text), k
+
+def checker(cmd, *files, cwd):
+    exe = Path(sys.executable).with_name(cmd[0])
+    r = subprocess.run([exe, *cmd[1:], *map(str, files)], cwd=cwd, capture_output=True, text=True)
+    return r.returncode,r.stdout+r.stderr
+
+PYREFLY = ['pyrefly','check','--python-interpreter-path',sys.executable,'--config',str(root/'pyproject.toml'),'--output-format','min-text']
+RUFF = ['ruff','check','--config',str(root/'pyproject.toml')]
+
+@pytest.mark.parametrize('cmd', [PYREFLY, RUFF], ids=lambda c: c[0])
+def test_package_is_clean(cmd):
+    code,out = checker(cmd, 'fastinit', cwd=root)
+    assert code==0, out
+
+@pytest.mark.parametrize('module,old,new', [
+    ('layers', ')->bool: # Is it a nonlinear', ')->Tensor: # Is it a nonlinear'),
+    ('schemes', "    a:float=0., # Negative slope, for", "    a:float='0', # Negative slope, for"),
+    ('lsuv', '    std:float=1., # Target std', '    std:str=1., # Target std'),
+    ('lsuv', "split_layers(model, layers, skip)", "split_layers(model, layers, tol)"),
+    ('stats', ')->InitReport: # One row', ')->int: # One row'),
+    ('plot', 'title:str=', 'title:int=')])
+def test_wrong_hints_are_found(module, old, new, tmp_path):
+    shutil.copytree(root/'fastinit', tmp_path/'fastinit', ignore=shutil.ignore_patterns('__pycache__'))
+    f = tmp_path/f'fastinit/{module}.py'
+    assert old in f.read_text()
+    f.write_text(f.read_text().replace(old, new))
+    code,out = checker(PYREFLY, 'fastinit', cwd=tmp_path)
+    assert code==1 and f'{module}.py' in out, out
+
+def test_users_mistakes_are_found(tmp_path):
+    "The hints reach a user's own checker"
+    f = tmp_path/'mine.py'
+    good = 'from torch import nn, zeros\nfrom fastinit.all import *\nm = nn.Linear(3,3)\nr = lsuv_(m, zeros(2,3), std=0.5, layers=[nn.Linear])\nprint(r.df.shape)\n'
+    f.write_text(good)
+    assert checker(PYREFLY, f, cwd=root)[0]==0
+    for bad in ("lsuv_(m, zeros(2,3), std='big')", "kaiming_('model')", "plot_depth(3)", "lsuv_(m, zeros(2,3), sdt=1.)"):
+        f.write_text(good + bad)
+        code,out = checker(PYREFLY, f, cwd=root)
+        assert code==1 and 'mine.py:6' in out, (bad, out)
+
+def test_lint_finds(tmp_path):
+    f = tmp_path/'a.py'
+    f.write_text('def f(x): return y\n')
+    assert checker(RUFF, f, cwd=root)[0]==1

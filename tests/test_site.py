@@ -1,0 +1,183 @@
+"The site: every link and image resolves, and a browser shows it without an error. What needs Chromium is skipped where there is none."
+import functools, json, re, shutil, subprocess, sys, threading
+from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+import pytest
+from test_packaging import project
+
+root = Path(__file__).resolve().parent.parent
+notebooks = sorted(re.sub(r'^\d+[a-z]?_', '', f.stem) for f in (root/'nbs').glob('*.ipynb'))
+
+@pytest.fixture(scope='module')
+def site(project):
+    "The folder that `make docs` makes, built in a copy of the project"
+    r = subprocess.run([sys.executable, '-W', 'ignore', 'tools/docs.py'], cwd=project, capture_output=True, text=True)
+    assert r.returncode==0, r.stdout+r.stderr
+    assert 'broken link' not in r.stdout+r.stderr, r.stdout+r.stderr
+    return project/'_docs'
+
+class Page(HTMLParser):
+    "What a page points to, and its anchors"
+    def __init__(self, path):
+        super().__init__()
+        self.links,self.assets,self.ids = [],[],set()
+        self.feed(path.read_text())
+    def handle_starttag(self, tag, attrs):
+        a = dict(attrs)
+        self.ids |= {a[k] for k in ('id','name') if a.get(k)}
+        if tag=='a' and a.get('href'): self.links.append(a['href'])
+        if tag=='link' and a.get('href') and a.get('rel')!='canonical': self.assets.append(a['href'])
+        if tag in ('img','script','source','iframe') and a.get('src'): self.assets.append(a['src'])
+
+def test_pages(site):
+    "One for each notebook, and the changelog"
+    for n in [*notebooks, 'changelog', 'contributing']: assert (site/f'{n}.html').exists(), n
+
+def test_links(site):
+    pages = {f:Page(f) for f in site.rglob('*.html')}
+    bad = []
+    for f,p in pages.items():
+        for l in p.links+p.assets:
+            u = urlsplit(l)
+            if u.scheme or l.startswith('//'): continue
+            to = (f.parent/unquote(u.path)).resolve() if u.path else f
+            if to.is_dir(): to = to/'index.html'
+            if not to.exists(): bad.append(f'{f.name}: {l}')
+            elif u.fragment and to in pages and unquote(u.fragment) not in pages[to].ids: bad.append(f'{f.name}: no anchor for {l}')
+    assert not bad, '\n'.join(bad)
+
+def test_nothing_from_elsewhere(site):
+    "No script, style, font or image is fetched from another host: the site works offline"
+    for f in site.rglob('*.html'): assert not [a for a in Page(f).assets if urlsplit(a).scheme in ('http','https')], f.name
+    for f in site.rglob('*.css'): assert not re.search(r'(@import|url\()\s*["\']?\s*(url\()?https?:', f.read_text()), f.name
+
+def test_own_links_are_relative(site):
+    "A link to our own documentation stays on the site"
+    text = ''.join(f.read_text() for f in site.glob('*.html'))
+    assert 'href="https://fastinit.github.io' not in re.sub(r'<link[^>]*canonical[^>]*>', '', text)
+
+def test_prose_links_to_the_reference(site):
+    page = (site/'stats.html').read_text()
+    assert 'href="stats.html#probing"' in page and re.search(r'href="https://[^"]*stats.py#L\d+"[^>]*>source', page)
+
+def test_search_index(site):
+    text = json.dumps(json.loads((site/'search.json').read_text()))
+    for n in notebooks: assert f'{n}.html' in text, n
+
+def test_benchmarks_are_current(site):
+    "The page shows the figures that are in benchmarks/"
+    import pandas as pd
+    page = (site/'benchmarks.html').read_text()
+    for f in (root/'benchmarks').glob('*.csv'):
+        df = pd.read_csv(f)
+        if 'model' in df and 'epoch' not in df:
+            for m in df.model[:20]: assert f'<td>{m}</td>' in page, f'{f.name}: run `make prepare`'
+        num = df.select_dtypes('float').columns
+        if len(num) and 'epoch' not in df: assert f'<td>{df[num[0]].iloc[0]:.3g}</td>' in page, f'{f.name}: run `make prepare`'
+
+def first_of(*names): return next((p for n in names if (p := shutil.which(n))), None)
+
+@pytest.fixture(scope='module')
+def url(site):
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args): pass
+    server = ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=str(site)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{server.server_port}'
+    server.shutdown()
+
+class Browser:
+    "Chromium, its window as wide as asked, and what it complains about"
+    def __init__(self, chromium, chromedriver, profile):
+        from selenium import webdriver
+        o = webdriver.ChromeOptions()
+        o.binary_location = chromium
+        for a in ('headless','no-sandbox','disable-gpu','disable-quic','no-first-run','disable-background-networking','disable-component-update',
+                  'disable-sync','disable-dev-shm-usage',f'user-data-dir={profile}'): o.add_argument(f'--{a}')
+        o.set_capability('goog:loggingPrefs', {'browser':'ALL'})
+        self.d = webdriver.Chrome(options=o, service=webdriver.ChromeService(chromedriver))
+    def open(self, url, width=1300):
+        self.d.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', dict(width=width, height=900, deviceScaleFactor=1, mobile=width<600))
+        self.d.get(url)
+    def wait(self, f):
+        from selenium.webdriver.support.ui import WebDriverWait
+        return WebDriverWait(self.d, 10).until(f)
+    def js(self, code): return self.d.execute_script(f'return {code}')
+    def errors(self): return [m['message'] for m in self.d.get_log('browser') if m['level'] in ('SEVERE','WARNING')]
+    def too_wide(self): return self.js('document.documentElement.scrollWidth - window.innerWidth')
+    def broken_images(self): return self.js('[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src)')
+
+@pytest.fixture(scope='module')
+def browser(tmp_path_factory):
+    chromium,driver = first_of('chromium','chromium-browser','google-chrome','chrome'),first_of('chromedriver')
+    if not (chromium and driver): pytest.skip('needs chromium and chromedriver (Debian: apt-get install chromium chromium-driver)')
+    b = Browser(chromium, driver, tmp_path_factory.mktemp('chromium'))
+    yield b
+    b.d.quit()
+
+@pytest.mark.parametrize('width', [1300, 390])
+def test_every_page(browser, url, width):
+    "No console error, no broken image, nothing wider than the window"
+    for n in [*notebooks, 'changelog', 'contributing']:
+        browser.open(f'{url}/{n}.html', width)
+        assert not browser.errors(), n
+        assert browser.too_wide()<=0, n
+        assert not browser.broken_images(), n
+        assert browser.js('document.querySelector("h1").innerText'), n
+
+def test_home(browser, url):
+    browser.open(f'{url}/index.html')
+    assert 'fastinit' in browser.js('document.title')
+    assert browser.js('[...document.images].filter(i => i.naturalWidth>400).length')>=1, 'no chart'
+    for section in ('Tutorials','How to','API reference'):
+        if section!='Tutorials' or list((root/'nbs').glob('1*.ipynb')): assert section in browser.js('document.querySelector("#quarto-sidebar").innerText')
+
+def test_tutorial(browser, url):
+    n = next(re.sub(r'^\d+_', '', f.stem) for p in ('1*','21*') for f in sorted((root/'nbs').glob(f'{p}.ipynb')))
+    browser.open(f'{url}/{n}.html')
+    assert browser.js('document.querySelectorAll("pre").length')>=1 and browser.js('document.images.length')>=1
+
+def test_api_page(browser, url):
+    browser.open(f'{url}/lsuv.html#lsuv_')
+    text = browser.js('document.querySelector("main").innerText')
+    assert 'Accept a std within tol of the target' in text and 'def lsuv_(' in text
+    browser.wait(lambda d: d.execute_script('return document.getElementById("lsuv_").getBoundingClientRect().top')<300) # the anchor is scrolled to
+
+@pytest.mark.parametrize('width', [1300, 390])
+def test_search(browser, url, width):
+    "Typed as a reader does; a result leads to its page"
+    from selenium.webdriver.common.by import By
+    browser.open(f'{url}/index.html', width)
+    box = next((e for e in browser.d.find_elements(By.CSS_SELECTOR, 'input[type=search], #quarto-search input, .aa-Input') if e.is_displayed()), None)
+    if box is None: # behind the menu of a narrow window
+        browser.d.find_element(By.CSS_SELECTOR, '.navbar-toggler').click()
+        box = browser.wait(lambda d: next((e for e in d.find_elements(By.CSS_SELECTOR, 'input') if e.is_displayed()), None))
+    box.send_keys('GeneralReLU')
+    found = browser.wait(lambda d: [e for e in d.find_elements(By.CSS_SELECTOR, 'a') if e.is_displayed() and 'layers.html' in (e.get_attribute('href') or '') and 'GeneralReLU' in e.text])
+    found[0].click()
+    browser.wait(lambda d: 'layers.html' in d.current_url)
+    assert not browser.errors()
+
+def test_report_page_opens_offline(browser, tmp_path):
+    "`to_html`: one file, drawn without a network; a click on a heading sorts"
+    import torch
+    from torch import nn
+    from fastinit.all import lsuv_
+    model = nn.Sequential(nn.Linear(20,50), nn.ReLU(), nn.Linear(50,5))
+    f = lsuv_(model, torch.randn(64,20)*3).to_html(tmp_path/'init.html')
+    browser.d.execute_cdp_cmd('Network.enable', {})
+    browser.d.execute_cdp_cmd('Network.emulateNetworkConditions', dict(offline=True, latency=0, downloadThroughput=0, uploadThroughput=0))
+    try:
+        for width in (1300, 390):
+            browser.open(f'file://{f}', width)
+            assert not browser.errors() and browser.js('document.querySelector("svg").getBoundingClientRect().width')>300
+        column = 'document.querySelectorAll("table.init-report tbody tr")[0].cells[{i}].innerText'
+        i = browser.js('[...document.querySelectorAll("th")].findIndex(h => h.innerText=="std_before")')
+        def top(): return float(browser.js(column.format(i=i)))
+        click = f'document.querySelectorAll("th")[{i}].click()'
+        browser.js(click); a = top()
+        browser.js(click); b = top()
+        assert a!=b
+    finally: browser.d.execute_cdp_cmd('Network.emulateNetworkConditions', dict(offline=False, latency=0, downloadThroughput=-1, uploadThroughput=-1))

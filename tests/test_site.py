@@ -18,6 +18,13 @@ def site(project):
     assert 'broken link' not in r.stdout+r.stderr, r.stdout+r.stderr
     return project/'_docs'
 
+def test_titles_stand_alone():
+    "nbdev takes a notebook's first cell for front matter: what else is in it would not be on the site"
+    from fastcore.nbio import read_nb
+    for f in (root/'nbs').glob('*.ipynb'):
+        rest = re.sub(r'^# .*\n+(> .*)?', '', read_nb(f).cells[0].source).strip()
+        assert not rest, f'{f.name}: put what follows title and description into a cell of its own'
+
 class Page(HTMLParser):
     "What a page points to, and its anchors"
     def __init__(self, path):
@@ -155,7 +162,7 @@ def test_search(browser, url, width):
         browser.d.find_element(By.CSS_SELECTOR, '.navbar-toggler').click()
         box = browser.wait(lambda d: next((e for e in d.find_elements(By.CSS_SELECTOR, 'input') if e.is_displayed()), None))
     box.send_keys('GeneralReLU')
-    found = browser.wait(lambda d: [e for e in d.find_elements(By.CSS_SELECTOR, 'a') if e.is_displayed() and 'layers.html' in (e.get_attribute('href') or '') and 'GeneralReLU' in e.text])
+    found = browser.wait(lambda d: [e for e in d.find_elements(By.XPATH, '//a[not(ancestor::main)]') if e.is_displayed() and 'layers.html' in (e.get_attribute('href') or '') and 'GeneralReLU' in e.text])
     found[0].click()
     browser.wait(lambda d: 'layers.html' in d.current_url)
     assert not browser.errors()

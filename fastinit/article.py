@@ -205,7 +205,8 @@ starts = dict(
     lsuv_uncentered = ('lsuv', dict(center=False)), # after Kaiming
     lsuv_orthogonal = ('lsuv', dict(pre='orthogonal', center=False)), # the paper's
     lsuv_activation = ('lsuv', dict(at='activation')), # the article's: mean 0 and std 1 after the ReLU
-    lsuv_small_branches = (lsuv_small_branches_, {})) # after Kaiming, mean 0; residual networks only
+    lsuv_small_branches = (lsuv_small_branches_, {}), # after Kaiming, mean 0; residual networks only
+    lsuv_residual = ('lsuv_residual', {})) # after Kaiming, each channel's mean 0, branches at 1/√(their number)
 
 def _model(model, start, c):
     "The model that `start` needs"

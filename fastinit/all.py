@@ -2,6 +2,7 @@
 from .layers import *
 from .schemes import *
 from .stats import *
+from .branches import *
 from .lsuv import *
 from .plot import *
 from .callback import *

@@ -20,6 +20,7 @@ from importlib.metadata import version
 from urllib.error import URLError
 import gc, gzip, platform, shlex
 import matplotlib.pyplot as plt
+from collections.abc import Iterable
 from sklearn.datasets import load_digits
 from .layers import *
 from .stats import *
@@ -71,9 +72,9 @@ def fashion_mnist(
     bs:int=64, # Batch size
     n_train:int=0, # Images to train on, at most 60,000; 0 for all
     n_valid:int=0, # Images to validate on, at most 10,000; 0 for all
-    path=None, # Folder that holds the four files, at any depth; None to look in `fashion_paths`
+    path:str|Path|None=None, # Folder that holds the four files, at any depth; None to look in `fashion_paths`
 )->DataLoaders: # Images of shape (bs, 3, size, size) with mean 0 and std 1, classes 0–9
-    "Fashion-MNIST, or any set in MNIST's format: its training images to train, its test images to validate, or the same few of them each time."
+    "Fashion-MNIST, or any set in MNIST's format: its training images to train, its test images to validate, or the same few of them each time; raises `FileNotFoundError` that says where to get it."
     path = first(p for p in (fashion_paths if path is None else [path]) if _idx_file(p, 'train-images-idx3'))
     if path is None: raise FileNotFoundError('no Fashion-MNIST found. On Debian and Ubuntu: `apt-get install dataset-fashion-mnist`; elsewhere: '
         '`python -c "import torchvision; torchvision.datasets.FashionMNIST(\'data\', download=True)"`; or pass the folder that holds it: --data FOLDER')
@@ -84,13 +85,13 @@ def fashion_mnist(
 
 # %% ../nbs/06_article.ipynb #1e06669c
 def image_folder(
-    path, # Folder of images, one folder a class; with folders train and val (or valid, test) above them, or split 80:20
+    path:str|Path, # Folder of images, one folder a class; with folders train and val (or valid, test) above them, or split 80:20
     size:int=128, # Pixels a side, cropped to a square
     bs:int=64, # Batch size
     n_train:int=0, # Images to train on; 0 for all
     n_valid:int=0, # Images to validate on; 0 for all
 )->DataLoaders: # Images of shape (bs, 3, size, size), normalized by ImageNet's mean and std
-    "Any images in folders named by class; the split is always the same, and there is no augmentation."
+    "Any images in folders named by class; the split is always the same, and there is no augmentation; raises `FileNotFoundError` if there are none."
     path,files = Path(path),get_image_files(path).sorted()
     if not files: raise FileNotFoundError(f'no images in {path}: pass a folder that holds one folder of images a class')
     valid = first(d for d in ('val','valid','test') if (path/'train').is_dir() and (path/d).is_dir())
@@ -104,14 +105,15 @@ def imagenette(
     bs:int=64, # Batch size
     n_train:int=0, # Images to train on, at most 9,469; 0 for all
     n_valid:int=0, # Images to validate on, at most 3,925; 0 for all
-)->DataLoaders:
-    "The article's own data, downloaded by fastai the first time (`URLs.IMAGENETTE_160`)."
+)->DataLoaders: # As `image_folder` gives them, 10 classes
+    "The article's own data, downloaded by fastai the first time (`URLs.IMAGENETTE_160`); raises `FileNotFoundError` that says what to do without a network."
     try: path = untar_data(URLs.IMAGENETTE_160)
     except (URLError, OSError) as e:
         raise FileNotFoundError(f'Imagenette could not be downloaded ({e}). Where there is a network: `python -c "from fastai.vision.all import *; untar_data(URLs.IMAGENETTE_160)"`; '
                                 'or unpack imagenette2-160.tgz and pass its folder: --data FOLDER') from e
     return image_folder(path, size, bs, n_train, n_valid)
 
+#: Name → function of (size, bs, n_train, n_valid)
 datasets = dict(digits=digits, fashion_mnist=fashion_mnist, imagenette=imagenette)
 
 def get_data(
@@ -127,7 +129,7 @@ def get_data(
 # %% ../nbs/06_article.ipynb #182ec397
 def simple_convnet(
     c:int=10, # Number of classes
-    act_cls=nn.ReLU, # Activation
+    act_cls:type=nn.ReLU, # Activation
 )->nn.Module: # Input of shape (bs, 3, height, width), output (bs, c)
     "The article's simple architecture: four convolutions of stride 2, each followed by a ReLU, pooling and a linear layer."
     conv = partial(ConvLayer, stride=2, norm_type=None, act_cls=act_cls)
@@ -136,7 +138,7 @@ def simple_convnet(
 def plain_convnet(
     depth:int, # Number of layers with weights
     c:int=10, # Number of classes
-    act_cls=nn.ReLU, # Activation
+    act_cls:type=nn.ReLU, # Activation
 )->nn.Module: # Input of shape (bs, 3, height, width), output (bs, c)
     "As the simple convnet, but deep: two convolutions of stride 2, then of stride 1 and 64 channels, without shortcuts."
     conv = partial(ConvLayer, norm_type=None, act_cls=act_cls)
@@ -149,7 +151,9 @@ class Affine(nn.Module):
     ):
         super().__init__()
         self.weight,self.bias = norm.weight,norm.bias
-    def forward(self, x): return x*self.weight[:,None,None] + self.bias[:,None,None]
+    def forward(self, x:Tensor)->Tensor:
+        "`x` scaled and shifted"
+        return x*self.weight[:,None,None] + self.bias[:,None,None]
 
 def affine_norm(
     model:nn.Module, # Changed in place
@@ -181,8 +185,8 @@ def lsuv_small_branches_(
     model:nn.Module, # A fastai `XResNet`, changed in place
     *xb, # One batch
     std:float=0.25, # Of the output of each residual branch, about
-)->InitReport:
-    "LSUV in every layer but the last of each residual branch, which gets a smaller `std`."
+)->InitReport: # One row a layer
+    "LSUV in every layer but the last of each residual branch, which gets a smaller `std`; raises `ValueError` if there are no branches."
     lsuv_(model, *xb)
     last = {f'{n}.convpath.{len(m.convpath)-1}.0':m.convpath[-1][0] for n,m in model.named_modules() if isinstance(m, ResBlock)}
     if not last: raise ValueError(f'{type(model).__name__} has no residual branches')
@@ -201,16 +205,17 @@ starts = dict(
     lsuv_uncentered = ('lsuv', dict(center=False)), # after Kaiming
     lsuv_orthogonal = ('lsuv', dict(pre='orthogonal', center=False)), # the paper's
     lsuv_activation = ('lsuv', dict(at='activation')), # the article's: mean 0 and std 1 after the ReLU
-    lsuv_small_branches = (lsuv_small_branches_, {})) # after Kaiming, mean 0; residual networks only
+    lsuv_small_branches = (lsuv_small_branches_, {}), # after Kaiming, mean 0; residual networks only
+    lsuv_residual = ('lsuv_residual', {})) # after Kaiming, each channel's mean 0, branches at 1/√(their number)
 
 def _model(model, start, c):
     "The model that `start` needs"
     return models[model](c, act_cls=GeneralReLU if starts[start][1].get('at')=='activation' else nn.ReLU)
 
 def start_reports(
-    dls, # Data, of which one batch is passed
+    dls:DataLoaders, # Data, of which one batch is passed
     model:str, # Name in `models`
-    schemes, # Names in `starts`
+    schemes:Iterable, # Names in `starts`
     seed:int=0, # Of the weights and the batch
 )->dict: # Name → `InitReport`, its activations included
     "What each start makes of the model, before training."
@@ -266,7 +271,7 @@ _keys = dict(data=str, model=_name(models), size=_whole(8), n_train=_whole(0), n
 
 def read_experiment(
     name:str, # Section of the settings
-    path='settings.ini', # The file
+    path:str|Path='settings.ini', # The file
     **kwargs # Take the place of the section's, as text
 )->dict: # data, model, size, n_train, n_valid, bs, epochs, opt, lrs, schemes, seeds
     "One experiment of the settings, checked; raises `ValueError` or `FileNotFoundError` that names what is wrong."
@@ -284,7 +289,7 @@ def read_experiment(
 
 # %% ../nbs/06_article.ipynb #1fc8da74
 def run_cell(
-    dls, # Data
+    dls:DataLoaders, # Data
     model:str, # Name in `models`
     scheme:str, # Name in `starts`
     lr:float, # Peak learning rate of `fit_one_cycle`
@@ -332,8 +337,8 @@ def _save(df, path):
 
 def run_experiment(
     cfg:dict, # As `read_experiment` gives it
-    out=None, # Folder with results.csv, which each finished cell is added to and whose cells are not run again; None to keep nothing
-    dls=None, # Data, if it is there already
+    out:str|Path|None=None, # Folder with results.csv, which each finished cell is added to and whose cells are not run again; None to keep nothing
+    dls:DataLoaders|None=None, # Data, if it is there already
     command:str='', # What made it, noted beside the results
 )->pd.DataFrame: # One row a scheme × learning rate × seed × epoch, as `run_cell` gives them
     "Train every scheme at every learning rate from every seed, with a progress bar over the runs; seed by seed, so that an unfinished one is balanced."
@@ -351,7 +356,11 @@ def run_experiment(
     return res[[c in want for c in zip(res.scheme, res.lr, res.seed)]].reset_index(drop=True)
 
 # %% ../nbs/06_article.ipynb #0ef0ef72
-def last_epoch(results:pd.DataFrame): return results[results.epoch==results.epoch.max()]
+def last_epoch(
+    results:pd.DataFrame, # As `run_experiment` gives it
+)->pd.DataFrame: # Fewer rows
+    "The rows of the last epoch."
+    return results[results.epoch==results.epoch.max()]
 
 def accuracy_table(
     results:pd.DataFrame, # As `run_experiment` gives it
@@ -369,6 +378,7 @@ def best_table(
     rows = {}
     for k in results.scheme.unique():
         d = g.loc[k]
+        d = d[d['count']==d['count'].max()] # rates of an unfinished run would be chosen by luck
         ok = d.index[d['mean']>=share*g['mean'].max()]
         rows[k] = dict(best_lr=d['mean'].idxmax(), **d.loc[d['mean'].idxmax()], trains_at=' '.join(f'{o:g}' for o in ok) or 'none')
     return pd.DataFrame(rows).T.rename(columns={'count':'seeds'}).rename_axis('scheme')
@@ -392,7 +402,7 @@ def difference_table(
     return pd.DataFrame({'mean':d.mean(), 'min':d.min(), 'max':d.max(), 'seeds':d.size(), 'seeds_better':d.agg(lambda o: int((o>0).sum()))})
 
 def read_results(
-    path, # Folder that `fastinit-article` filled
+    path:str|Path, # Folder that `fastinit-article` filled
 )->tuple: # (results, a sentence on what made them)
     "The results of an earlier run."
     path = Path(path)
@@ -416,7 +426,7 @@ def best_difference(
 
 def summary_table(
     folders:dict, # Title of a row → folder that `fastinit-article` filled
-    schemes=('default','kaiming','lsuv'), # Columns, names in `starts`
+    schemes:Iterable=('default','kaiming','lsuv'), # Columns, names in `starts`
 )->pd.DataFrame: # A row an experiment; accuracy after the last epoch, its spread over seeds, and the learning rate
     "What each scheme reached at its best learning rate, in every experiment."
     rows = {}
@@ -444,19 +454,19 @@ def main(
     experiment:str, # Section of the settings: simple, xresnet50, xresnet50_bn, xresnet50_affine
     out:str='results', # Folder for results.csv and the charts; what is done in it already is not repeated
     settings:str='settings.ini', # The experiments; the options below take the place of theirs
-    model:str=None, # simple_convnet, convnet10 (20, 50), xresnet18 (34, 50, 101), with _bn or _affine; default: the section's
-    data:str=None, # digits, fashion_mnist, imagenette, or a folder: of MNIST's files or of images by class; default: the section's
-    size:int=None, # Pixels a side; default: the section's
-    n_train:int=None, # Images to train on, the same ones each time, 0 for all; default: the section's
-    n_valid:int=None, # Images to validate on, the same ones each time, 0 for all; default: the section's
-    bs:int=None, # Batch size; default: the section's
-    epochs:int=None, # Epochs of each run; default: the section's
-    opt:str=None, # adam or sgd; default: the section's
-    lrs:str=None, # Peak learning rates of the one-cycle schedule, as '3e-4 1e-3'; default: the section's
-    schemes:str=None, # Starts, as 'default kaiming lsuv', or normal, xavier, orthogonal, lsuv_uncentered, lsuv_orthogonal, lsuv_activation; default: the section's
-    seeds:str=None, # A run for each, as '0 1 2'; default: the section's
-):
-    "Run an experiment of the article; writes results.csv, its settings and the charts (PNG and SVG), and prints the accuracies."
+    model:str|None=None, # simple_convnet, convnet10 (20, 50), xresnet18 (34, 50, 101), with _bn or _affine; default: the section's
+    data:str|None=None, # digits, fashion_mnist, imagenette, or a folder: of MNIST's files or of images by class; default: the section's
+    size:int|None=None, # Pixels a side; default: the section's
+    n_train:int|None=None, # Images to train on, the same ones each time, 0 for all; default: the section's
+    n_valid:int|None=None, # Images to validate on, the same ones each time, 0 for all; default: the section's
+    bs:int|None=None, # Batch size; default: the section's
+    epochs:int|None=None, # Epochs of each run; default: the section's
+    opt:str|None=None, # adam or sgd; default: the section's
+    lrs:str|None=None, # Peak learning rates of the one-cycle schedule, as '3e-4 1e-3'; default: the section's
+    schemes:str|None=None, # Starts, as 'default kaiming lsuv', or normal, xavier, orthogonal, lsuv_uncentered, lsuv_orthogonal, lsuv_activation; default: the section's
+    seeds:str|None=None, # A run for each, as '0 1 2'; default: the section's
+)->None:
+    "Run an experiment of the article; writes results.csv, its settings and the charts (PNG and SVG), and prints the accuracies. What is wrong it says and ends (`SystemExit`)."
     given = {k:v for k,v in dict(model=model, data=data, size=size, n_train=n_train, n_valid=n_valid, bs=bs, epochs=epochs, opt=opt, lrs=lrs, schemes=schemes, seeds=seeds).items() if v is not None}
     out = Path(out)
     command = shlex.join(['fastinit-article', experiment, *(o for k,v in given.items() for o in (f"--{k.replace('_','-')}", str(v)))])

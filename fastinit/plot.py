@@ -21,8 +21,8 @@ from .lsuv import *
 # %% ../nbs/04_plot.ipynb #b93c0501
 _palette = ['#0072B2','#E69F00','#009E73','#CC79A7','#56B4E9','#D55E00','#F0E442','#000000']
 _known = dict(default='#E69F00', kaiming='#0072B2', lsuv='#009E73', normal='#D55E00', xavier='#CC79A7', orthogonal='#56B4E9',
-              lsuv_uncentered='#000000', lsuv_orthogonal='#882255', lsuv_activation='#999933')
-_dashes = dict(lsuv_uncentered=(0,(5,3)), lsuv_orthogonal=(0,(1,1.5))) # they often lie on that of LSUV
+              lsuv_uncentered='#000000', lsuv_orthogonal='#882255', lsuv_activation='#999933', lsuv_small_branches='#332288')
+_dashes = dict(lsuv_uncentered=(0,(5,3)), lsuv_orthogonal=(0,(1,1.5)), lsuv_small_branches='-.') # they often lie on that of LSUV
 
 def scheme_colors(
     names:Iterable, # Names of schemes

@@ -327,6 +327,16 @@ class Pool:
         "(std, mean) of the values of all processes"
         return (std,mean) if self.size==1 else _pooled(self.exchange(what, n, float(std), float(mean)))
 
+    def channels(self, what:str, n:int, std:float|Tensor, mean:Tensor)->tuple:
+        "(std within channels, mean of each) of all processes' values, from those of this one"
+        if self.size==1: return std,mean
+        parts = self.exchange(what, n, float(std), details=mean.numel())
+        ns,stds,_ = tensor(parts).double().T
+        means = tensor(self.gather(mean.detach().flatten().to(self.device, torch.double))).double()
+        all_mean = (ns[:,None]*means).sum(0)/ns.sum()
+        var = ((ns-1)*stds**2 + ns*(means-all_mean).square().mean(1)).sum()/(ns.sum()-1)
+        return var.sqrt().item(),all_mean.to(mean).view_as(mean)
+
     @torch.no_grad()
     def share(self, params:list)->None:
         "Give `params` the values of process 0: the same weights everywhere, to begin with"
@@ -366,7 +376,7 @@ def _add_status(rows, zero_weight, target):
     zero = False
     for r in rows:
         zero = r['mean']==0 and r['std']==0 and (zero or r['layer'] in zero_weight)
-        r['status'] = _status(r, zero, target)
+        r['status'] = _status(r, zero, r.get('target', target))
 
 # %% ../nbs/02_stats.ipynb #e604d1c7
 _words = dict(zero='zero by design')
@@ -467,9 +477,12 @@ def judged(
     target:float=1., # The std aimed at
     pool:Pool|None=None, # Of several processes
     but:Iterable=(), # Names whose moments are those of all processes already
+    targets:dict|None=None, # Dotted name → target of its own
 )->list: # A dict for each layer: those of `stats.table()` with their status
     "What was recorded, and a word on it."
     rows = stats.table() if pool is None else pool.finish(stats.table(), but)
+    for r in rows:
+        if r['layer'] in (targets or {}): r['target'] = targets[r['layer']]
     silent = {r['layer']:stats.rows[r['layer']]['module'] for r in rows if r['mean']==r['std']==0}
     _add_status(rows, zero_layers({n:m for n,m in silent.items() if isinstance(getattr(m,'weight',None), Tensor)}, gains=True), target)
     return rows

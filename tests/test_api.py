@@ -9,7 +9,7 @@ from fastinit._modidx import d
 
 root = Path(__file__).resolve().parent.parent
 notebooks = {re.sub(r'^\d+[a-z]?_', '', f.stem): f for f in sorted((root/'nbs').glob('*.ipynb'))}
-modules = sorted(m.split('.')[1] for m in d['syms'] if m!='fastinit.article') # its notebook is being rewritten
+modules = sorted(m.split('.')[1] for m in d['syms'])
 ADDED_TO = ('InitReport','Learner') # whose methods users call
 
 def public(module):

@@ -38,7 +38,8 @@ def try_lsuv(rank, size, case):
     if 'fails at' in case and rank==size-1: model[int(case[-1])].register_forward_hook(boom)
     hooks = lambda: sum(len(m._forward_hooks)+len(m._forward_pre_hooks) for m in model.modules())
     before,error,df,n = {k:v.clone() for k,v in model.state_dict().items()},None,None,hooks()
-    try: df = lsuv_(model, x, pre='kaiming', at=at).df[['layer','mean','std','status']]
+    per = 'channel' if case=='channel' else 'layer'
+    try: df = lsuv_(model, x, pre='kaiming', at=at, per=per).df[['layer','mean','std','status']]
     except InitError as e: error = str(e)
     same = all(torch.equal(v, before[k]) for k,v in model.state_dict().items())
     return dict(weights=model.state_dict(), x=x, error=error, same=same, df=df, hooks=hooks()-n)
@@ -52,7 +53,7 @@ FAULTS = ['fails at 0', 'fails at 2', 'fails at 5', 'nan', 'bad batch', 'other m
 def work(rank, size, folder):
     "All that one process does, for it takes long to start"
     with group(rank, size, folder):
-        res = dict(calls={c:try_lsuv(rank, size, c) for c in (['fine', *FAULTS, 'acts'] if size==2 else ['fine'])})
+        res = dict(calls={c:try_lsuv(rank, size, c) for c in (['fine', 'channel', *FAULTS, 'acts'] if size==2 else ['fine', 'channel'])})
         if size==2: res.update(shards={k:try_sharded(k, size) for k in SHARDED}, fits=try_fits(rank, size))
         torch.save(res, f'{folder}/{rank}.pt')
 
@@ -61,23 +62,24 @@ def two(tmp_path_factory): return run(work, 2, tmp_path_factory.mktemp('two'))
 @pytest.fixture(scope='module')
 def four(tmp_path_factory): return run(work, 4, tmp_path_factory.mktemp('four'))
 
-@pytest.mark.parametrize('group,case', [('two','fine'), ('four','fine'), ('two','acts')])
+@pytest.mark.parametrize('group,case', [('two','fine'), ('four','fine'), ('two','acts'), ('two','channel'), ('four','channel')])
 def test_one_model_of_the_whole_batch(request, group, case):
     res = [r['calls'][case] for r in request.getfixturevalue(group)]
     for r in res[1:]:
         assert all(torch.equal(v, res[0]['weights'][k]) for k,v in r['weights'].items() if k.endswith(('weight','bias','sub')))
         assert r['df'].equals(res[0]['df'])
-    model = make() if case=='fine' else make_acts()
+    model = make_acts() if case=='acts' else make()
     model.load_state_dict(res[0]['weights'])
     model.eval()
-    outs = {0:[], 2:[], 5:[]} if case=='fine' else {1:[], 3:[], 5:[], 6:[]}
-    if case=='fine': model[3].train()
+    outs = {1:[], 3:[], 5:[], 6:[]} if case=='acts' else {0:[], 2:[], 5:[]}
+    if case!='acts': model[3].train()
     for k in outs: model[k].register_forward_hook(lambda m,i,o,k=k: outs[k].append(o.detach()))
     with torch.no_grad():
         for r in res: model(r['x']) # each part normalized by itself, as in training
     for k,o in outs.items():
         o = torch.cat(o).double()
-        assert abs(o.std()-1)<=(1e-4 if case=='fine' else 1e-3) and (abs(o.mean())<=1e-3 or isinstance(model[k], nn.GELU)), (k, o.std(), o.mean())
+        if case=='channel': assert o.mean(0).abs().max()<=1e-4, k
+        assert abs(o.std()-1)<=(1e-3 if case=='acts' else 1e-4) and (abs(o.mean())<=1e-3 or isinstance(model[k], nn.GELU)), (k, o.std(), o.mean())
 
 @pytest.mark.parametrize('case', FAULTS)
 def test_all_raise(two, case):

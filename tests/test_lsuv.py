@@ -74,7 +74,9 @@ def test_tangled():
     assert report['tied'].status=='shared' and report['unused'].status=='not called'
 
 @pytest.mark.parametrize('layer,shape', [(nn.Conv1d(8,8,3),(4,8,20)), (nn.Conv2d(8,8,3,groups=8),(4,8,9,9)), (nn.Conv2d(8,16,3,groups=4,dilation=2,bias=False),(4,8,9,9)),
-    (nn.Conv3d(2,4,3),(2,2,5,6,7)), (nn.ConvTranspose2d(8,4,4,stride=2),(4,8,5,5)), (nn.ConvTranspose1d(8,4,3),(4,8,5)), (nn.Conv2d(3,4,3,padding_mode='reflect',padding=1),(4,3,8,8))])
+    (nn.Conv3d(2,4,3),(2,2,5,6,7)), (nn.ConvTranspose2d(8,4,4,stride=2),(4,8,5,5)), (nn.ConvTranspose1d(8,4,3),(4,8,5)), (nn.Conv2d(3,4,3,padding_mode='reflect',padding=1),(4,3,8,8)),
+    (nn.Conv1d(8,8,3,groups=8,dilation=3),(4,8,20)), (nn.Conv2d(8,16,3,groups=8,stride=2),(4,8,9,9)), (nn.Conv3d(4,8,3,groups=2,bias=False),(2,4,5,6,7)),
+    (nn.ConvTranspose3d(4,2,3,stride=2,output_padding=1),(2,4,3,3,3)), (nn.ConvTranspose2d(8,8,3,groups=4,dilation=2,bias=False),(4,8,6,6)), (nn.Linear(9,5),(4,3,2,9))])
 def test_layer_types(layer, shape): check(nn.Sequential(layer, nn.ReLU()), torch.randn(*shape))
 
 def test_bilinear():
@@ -95,6 +97,12 @@ def test_dtypes(dtype, eps):
 def test_channels_last():
     model = nn.Sequential(nn.Conv2d(3,8,3), nn.ReLU(), nn.Conv2d(8,8,3)).to(memory_format=torch.channels_last)
     check(model, torch.randn(4,3,16,16).to(memory_format=torch.channels_last))
+
+def test_channels_last_3d():
+    model = nn.Sequential(nn.Conv3d(3,8,3), nn.BatchNorm3d(8), nn.ReLU(), nn.Conv3d(8,4,3)).to(memory_format=torch.channels_last_3d)
+    strides = [p.stride() for p in model.parameters()]
+    check(model, torch.randn(2,3,8,8,8).to(memory_format=torch.channels_last_3d))
+    assert strides==[p.stride() for p in model.parameters()]
 
 def test_parametrizations():
     model,x = nn.Sequential(weight_norm(nn.Linear(30,30)), nn.ReLU(), spectral_norm(nn.Linear(30,30)), nn.Linear(30,30)),torch.randn(64,30)

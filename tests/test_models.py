@@ -1,14 +1,11 @@
 "`lsuv_` on every kind of layer, model and wrapper that people train; what cannot be scaled is left alone and named."
 import dataclasses, warnings
-import pytest, torch
+import pytest, timm, torch, transformers
 from torch import nn
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 from fastai.text.models.awdlstm import AWD_LSTM, awd_lstm_lm_config
 from fastai.text.models.core import get_language_model
 from fastai.collab import EmbeddingDotBias
-from fastai.tabular.model import TabularModel
-from fastai.vision.models.unet import DynamicUnet
-from fastai.vision.all import xresnet18
 from fastinit.all import *
 from conftest import AFFINE, Unchanged, outputs
 
@@ -96,7 +93,10 @@ class Doubling(nn.Linear):
     "A layer of one's own whose bias counts twice: it can be scaled, not centered by its mean"
     def forward(self, x): return 2*super().forward(x)
 
-def test_subclasses():
+@pytest.mark.parametrize('lazy', [False, True], ids=['numbers','tensors'])
+def test_subclasses(monkeypatch, lazy):
+    "With statistics read at once, as on the CPU, and with tensors that nobody waits for"
+    monkeypatch.setattr('fastinit.stats.Moments.__init__', lambda self, _=None: vars(self).update(lazy=lazy, buf=torch.empty(0)))
     model = nn.Sequential(nn.Conv2d(3,8,3), Standardized(8,8,3), nn.Flatten(), Doubling(8*36,10))
     with pytest.warns(UserWarning, match='1 not affine .1.'): r = lsuv_(model, torch.randn(16,3,10,10))
     assert r['1'].status=='not affine' and r['3'].status=='ok' and abs(r['3']['std']-1)<1e-5
@@ -147,6 +147,63 @@ def test_replaced_forward():
     layer.forward = lambda x: torch.tanh(nn.functional.linear(x, layer.weight, layer.bias))
     with pytest.warns(UserWarning, match='1 not affine .0.'): r = lsuv_(model, x)
     assert abs(r['1']['std']-1)<1e-5
+
+@pytest.mark.parametrize('layer', ['StdConv2d','StdConv2dSame','ScaledStdConv2d','ScaledStdConv2dSame'])
+def test_timms_standardized_convolutions(layer):
+    "Named, left bit-identical, and what follows is right"
+    conv = getattr(timm.layers, layer)(8, 8, 3)
+    model,x = nn.Sequential(nn.Conv2d(3,8,3), conv, nn.ReLU(), nn.Conv2d(8,4,3)),torch.randn(8,3,12,12)
+    before = [p.clone() for p in conv.parameters()]
+    with pytest.warns(UserWarning, match='1 not affine .1.'): r = fit(model, x, pre=None)
+    assert r['1'].status=='not affine' and list(r.df.scale.notna())==[True,False,True] and all(torch.equal(p, q) for p,q in zip(before, conv.parameters()))
+
+def test_timms_same_convolution_and_conditional_one():
+    "Conv2dSame pads by itself and is affine; CondConv2d mixes its weights anew for each item: no layer of ours, left alone"
+    class M(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.same,self.route,self.cond,self.head = timm.layers.Conv2dSame(3,8,3,stride=2),nn.Linear(8,4),timm.layers.CondConv2d(8,8,3,padding=1,num_experts=4),nn.Conv2d(8,4,3)
+        def forward(self, x):
+            x = self.same(x)
+            return self.head(self.cond(x, self.route(x.mean((2,3))).sigmoid()))
+    model = M()
+    before = model.cond.weight.clone()
+    r = fit(model, torch.randn(8,3,13,13))
+    assert list(r.df.layer[r.df.scale.notna()])==['same','route','head'] and torch.equal(before, model.cond.weight)
+
+def test_transformers_conv1d():
+    "GPT-2's layers, by `layers=`"
+    conv = transformers.pytorch_utils.Conv1D
+    model = transformers.GPT2Model(transformers.GPT2Config(vocab_size=50, n_positions=16, n_embd=32, n_layer=2, n_head=4))
+    report = lsuv_(model, torch.randint(0, 50, (8,12)), layers=conv, pre=None)
+    done = report.df[report.df.scale.notna()]
+    assert len(done)==8 and set(done.type)=={'Conv1D'} and (done['std']-1).abs().max()<1e-5
+    for n,o in outputs(model, conv, torch.randint(0, 50, (64,12))).items(): assert abs(o.std()-1)<0.2, n # on other tokens about the same
+
+def test_packed_sequences():
+    "A padded batch, packed on its way through the recurrent layer"
+    class M(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.emb,self.rnn,self.head = nn.Linear(6,10),nn.GRU(10,20,batch_first=True),nn.Linear(20,3)
+        def forward(self, x, n):
+            o,_ = nn.utils.rnn.pad_packed_sequence(self.rnn(nn.utils.rnn.pack_padded_sequence(self.emb(x), n, batch_first=True, enforce_sorted=False))[0], batch_first=True)
+            return self.head(o[torch.arange(len(x)), n-1])
+    r = fit(M(), torch.randn(16,9,6), torch.randint(2, 10, (16,)))
+    assert list(r.df.layer)==['emb','rnn','head']
+
+def test_tied_embeddings():
+    "One weight in an embedding and the head: left alone, as no start suits both"
+    class M(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.emb,self.mid,self.head = nn.Embedding(40,16),nn.Linear(16,16),nn.Linear(16,40)
+            self.head.weight = self.emb.weight
+        def forward(self, x): return self.head(self.mid(self.emb(x)))
+    model,x = M(),torch.randint(0, 40, (32,5))
+    before = model.emb.weight.clone()
+    with pytest.warns(UserWarning, match='1 shared .head.'): r = fit(model, x)
+    assert torch.equal(before, model.head.weight) and model.head.weight is model.emb.weight and r['mid'].status=='ok'
 
 def test_custom_layer():
     class Conv1D(nn.Module):
@@ -233,11 +290,6 @@ def test_scripted():
     assert abs(r['1']['std']-1)<1e-5 and all(torch.equal(v, before[k]) for k,v in model[0].state_dict().items())
     assert model[0].training and model[1].training
 
-def test_sharded():
-    model = nn.Sequential(nn.Linear(8,8))
-    model[0].weight.device_mesh = object() # as a DTensor has
-    with pytest.raises(ValueError, match='0.weight is sharded'): lsuv_(model, torch.randn(64,8))
-
 def test_awd_lstm():
     model = get_language_model(AWD_LSTM, 60, {**awd_lstm_lm_config, 'emb_sz':16, 'n_hid':24, 'n_layers':2})
     x = torch.randint(0, 60, (8,12))
@@ -246,13 +298,6 @@ def test_awd_lstm():
     assert r[r.df.layer[r.df.layer.str.contains('decoder')].iloc[0]].status=='shared' # tied to the embedding
     assert r.df.status.eq('unsupported parametrization').sum()==2 # WeightDropout keeps the hidden weights elsewhere
     for k,v in model.state_dict().items(): assert torch.equal(v, before[k]), k
-
-def test_tabular_and_unet():
-    model = TabularModel([(5,3),(7,4)], 6, 2, [32,16])
-    fit(model, torch.randint(0, 5, (64,2)), torch.randn(64,6))
-    body = nn.Sequential(*list(xresnet18(n_out=4).children())[:-4])
-    unet = DynamicUnet(body, 3, (64,64))
-    fit(unet, torch.randn(2,3,64,64), near=1e-3)
 
 def test_no_layer_of_ours():
     with pytest.raises(ValueError, match='no layer to initialize'): lsuv_(EmbeddingDotBias(8, 20, 30), torch.randint(0, 20, (16,2)))

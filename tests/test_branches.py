@@ -1,0 +1,131 @@
+"Residual branches in whole architectures, and LSUV per channel and per branch: exact, in one pass of the batch, and nothing else changed."
+import warnings
+import pytest, torch, torchvision.models as tv
+from torch import nn
+import torch.nn.functional as F
+from fastai.vision.all import Learner, create_body, resnet18, xresnet18, xresnet50, DynamicUnet
+from fastai.test_utils import synth_learner
+from fastinit.all import *
+from fastinit.article import remove_norm
+from conftest import Unchanged, outputs
+
+def count(model, *xb): return len(residual_branches(model, *xb))
+
+class Block(nn.Module):
+    def __init__(self, d, way): super().__init__(); self.way,self.a,self.b,self.p = way,nn.Linear(d,d),nn.Linear(d,d),nn.Linear(d,d)
+    def forward(self, x):
+        f = lambda x: self.b(F.relu(self.a(x)))
+        if self.way=='plain': return x + f(x)
+        if self.way=='in place': return F.relu(f(x).add_(x), inplace=True)
+        if self.way=='projection': return self.p(x) + f(x)
+        if self.way=='scaled': return x*0.5 + 2*F.dropout(f(x), 0.1, self.training)
+        if self.way=='gated': return x + f(x)*torch.sigmoid(self.p(x)).mean(-1, keepdim=True)
+        if self.way=='parallel': return self.a(x) + self.b(x) # two layers side by side: no branch
+        if self.way=='side by side': return x + f(x) + self.p(x)
+        if self.way=='concatenated': return torch.cat([x, f(x)], -1)[:,:x.shape[-1]]
+        if self.way=='seen elsewhere':
+            self.seen = f(x)
+            return x + self.seen
+
+WAYS = dict(plain=['b'], **{'in place':['b'], 'projection':['b'], 'scaled':['b'], 'gated':['b'], 'parallel':[], 'side by side':['b','p'], 'concatenated':[]})
+
+@pytest.mark.parametrize('way', WAYS)
+def test_ways(way):
+    model,x = nn.Sequential(nn.Linear(8,8), nn.ReLU(), Block(8, way), nn.ReLU(), nn.Linear(8,3)),torch.randn(5,8)
+    with Unchanged(model): b = residual_branches(model, x)
+    assert list(b)==[f'2.{o}' for o in WAYS[way]] and not any(b.values())
+
+def test_used_elsewhere_is_no_branch():
+    class Two(nn.Module):
+        def __init__(self): super().__init__(); self.block,self.head = Block(8, 'seen elsewhere'),nn.Linear(8,2)
+        def forward(self, x): return self.block(x), self.head(self.block.seen)
+    assert count(Two(), torch.randn(5,8))==0
+
+@pytest.mark.parametrize('name,n', [('resnet34',16), ('wide_resnet50_2',16), ('resnext50_32x4d',16), ('convnext_tiny',18), ('swin_v2_t',12), ('regnet_x_400mf',22), ('mnasnet0_5',10), ('shufflenet_v2_x0_5',0), ('squeezenet1_1',0)])
+def test_torchvision(name, n): assert count(tv.get_model(name), torch.randn(2,3,64,64))==n
+
+@pytest.mark.parametrize('name,n', [('nf_resnet26',8), ('mixer_s32_224',16), ('resmlp_12_224',24), ('poolformer_s12',12), ('deit_tiny_patch16_224',24), ('seresnet18',8), ('efficientvit_b0',0)])
+def test_timm(name, n):
+    timm = pytest.importorskip('timm')
+    found = count(timm.create_model(name, pretrained=False), torch.randn(2,3,224,224))
+    assert found==n if n else found>0
+
+def test_transformers():
+    t = pytest.importorskip('transformers')
+    bert = t.BertModel(t.BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32))
+    b = residual_branches(bert, torch.randint(0, 50, (2,7)))
+    assert list(b)[:2]==['encoder.layer.0.attention.output.dense', 'encoder.layer.0.output.dense'] and len(b)==6
+
+def test_fastai():
+    assert count(xresnet50(n_out=3), torch.randn(2,3,64,64))==16
+    unet = DynamicUnet(create_body(resnet18(), cut=-2), 3, (64,64))
+    assert count(unet, torch.randn(2,3,64,64))>=8
+
+def check(model, *xb, **kwargs):
+    "Every corrected layer at its target, channel by channel, seen by other hooks; passes of the batch and of two items counted"
+    sizes = []
+    h = model.register_forward_pre_hook(lambda m,i: sizes.append(len(i[0])))
+    may = {f'{n}.{k}' for n,m in init_layers(model).items() for k,_ in m.named_parameters()}
+    with Unchanged(model, may): report = lsuv_(model, *xb, **kwargs)
+    h.remove()
+    assert sizes==([2] if 'branch_std' in kwargs else [])+[len(xb[0])]
+    outs = outputs(model, (nn.Linear, nn.Conv2d), *xb)
+    for r in report.df[report.df.scale.notna()].itertuples():
+        o,m = outs[r.layer],model.get_submodule(r.layer)
+        want = getattr(r, 'target', 1.)
+        assert abs(o.std().item()/want-1)<=1e-5, (r.layer, o.std(), want)
+        dims = [d for d in range(o.ndim) if d!=(1 if isinstance(m, nn.Conv2d) else o.ndim-1)]
+        if m.bias is not None and kwargs.get('per')=='channel': assert o.mean(dims).abs().max()<=1e-4, r.layer
+    return report
+
+@pytest.mark.parametrize('kwargs', [dict(per='channel'), dict(branch_std='auto'), dict(per='channel', branch_std=0.1), dict(per='channel', branch_std='auto', std=2., pre=None)])
+def test_exact(kwargs):
+    report = check(remove_norm(xresnet18(n_out=10)), torch.randn(8,3,32,32)+1, **kwargs)
+    if 'branch_std' in kwargs:
+        part = 8**-0.5 if kwargs['branch_std']=='auto' else kwargs['branch_std']
+        ends = report.df[report.df.layer.str.contains('convpath.1.0')]
+        assert len(ends)==8 and ((ends.target/kwargs.get('std',1.)-part).abs()<1e-6).all() and ends.status.eq('ok').all()
+
+def test_far_means():
+    "A mean a thousand times the std of a channel"
+    model = nn.Sequential(nn.Linear(20,20), nn.ReLU(), nn.Linear(20,20))
+    x = torch.randn(256,20)
+    with torch.no_grad(): model[0].bias.copy_(torch.linspace(-1e3, 1e3, 20))
+    check(model, x, per='channel', pre=None)
+
+def test_transformer_without_norm():
+    class Net(nn.Module):
+        def __init__(self): super().__init__(); self.emb,self.att,self.block,self.head = nn.Embedding(30,16),nn.MultiheadAttention(16, 2, batch_first=True),Block(16, 'plain'),nn.Linear(16,4)
+        def forward(self, t):
+            x = self.emb(t)
+            x = x + self.att(x, x, x)[0]
+            return self.head(self.block(x))
+    model,t = Net(),torch.randint(0, 30, (8,9))
+    report = lsuv_(model, t, per='channel', branch_std='auto')
+    for n in ('att.out_proj','block.b'): assert abs(report[n]['std']-0.5**0.5)<1e-5
+    assert report.notes[0].startswith('2 residual branches end at std 0.707')
+
+def test_without_branches_as_before():
+    a,x = nn.Sequential(nn.Linear(20,20), nn.ReLU(), nn.Linear(20,5)),torch.randn(64,20)
+    b = nn.Sequential(nn.Linear(20,20), nn.ReLU(), nn.Linear(20,5))
+    b.load_state_dict(a.state_dict())
+    lsuv_(a, x, pre=None); r = lsuv_(b, x, pre=None, branch_std='auto')
+    assert all(torch.equal(p, q) for p,q in zip(a.parameters(), b.parameters())) and r.notes==['no residual branches were found']
+
+def test_norm_at_the_end_is_said():
+    r = lsuv_(xresnet18(n_out=4), torch.randn(4,3,64,64), branch_std='auto')
+    assert r.notes[0].startswith('8 residual branches end in a normalization') and (r.df['std'][r.df.scale.notna()]-1).abs().max()<1e-5
+
+@pytest.mark.parametrize('at', ['0','4.0.convpath.1.0','11'])
+def test_all_or_nothing(at):
+    model,x = remove_norm(xresnet18(n_out=10)),torch.randn(4,3,64,64)
+    model.get_submodule(at).register_forward_hook(lambda m,i,o: 1/0 if len(o)==4 else None) # not in the pass of two items
+    with Unchanged(model), pytest.raises(ZeroDivisionError): lsuv_(model, x, per='channel', branch_std='auto')
+
+def test_callback():
+    learn = synth_learner(cbs=LSUVCallback(per='channel', branch_std='auto'), model=nn.Sequential(nn.Linear(1,8), Block(8,'plain'), nn.Linear(8,1)))
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert abs(learn.lsuv.report['1.b']['std']-1)<1e-5 # one branch: all of its std
+    learn = synth_learner(cbs=InitCallback('lsuv_residual'), model=nn.Sequential(nn.Linear(1,8), Block(8,'plain'), Block(8,'plain'), nn.Linear(8,1)))
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert abs(learn.init.report['1.b']['std']-0.5**0.5)<1e-5

@@ -45,7 +45,7 @@ readme: .venv/docs  ## README.md from nbs/index.ipynb
 	$(BIN)/python tools/readme.py
 
 prepare: .venv/dev .venv/docs  ## after editing notebooks: run and save them, export, clean, README
-	PYTHONWARNINGS=ignore $(BIN)/nbdev-test --save --n-workers 1
+	OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore $(BIN)/nbdev-test --save --n-workers 2
 	$(BIN)/nbdev-export && $(BIN)/nbdev-clean
 	$(BIN)/python tools/readme.py
 

@@ -311,7 +311,10 @@ def _lsuv_frame(rows):
 def _warn_slow(rows, std, tol, stacklevel=3):
     "One warning for layers that did not get to the target"
     slow = [r for r in rows if r.get('converged')==False]
-    if slow: warnings.warn(f"{len(slow)} layers did not reach std {std:g} within {tol:g} (first: {slow[0]['layer']}, at {slow[0]['std']:.3g})", stacklevel=stacklevel)
+    if not slow: return
+    own = slow[0]['std'] # the layer may be right where what its activation makes of it is not
+    where = 'after its activation' if abs(own/std-1)<=tol else f'at {own:.3g}'
+    warnings.warn(f"{len(slow)} layers did not reach std {std:g} within {tol:g} (first: {slow[0]['layer']}, {where})", stacklevel=stacklevel)
 
 def _warn_left(left, stacklevel=3):
     "One warning for what was left alone against the user's likely wish"

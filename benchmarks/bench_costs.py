@@ -51,7 +51,7 @@ def memory(name):
     "Peak beyond that of a forward pass, in MiB, each in a process of its own"
     res = {}
     for k in ('forward','lsuv_keep','lsuv'):
-        out = [list(map(float, subprocess.run([sys.executable, '-W', 'ignore', '-c', _memory, name, k], capture_output=True, text=True, check=True).stdout.split())) for _ in range(3)]
+        out = [list(map(float, subprocess.run([sys.executable, '-W', 'ignore', '-c', _memory, name, k], capture_output=True, text=True, check=True).stdout.split())) for _ in range(2)]
         res[k] = pd.DataFrame(out).median()
     weights,largest = res['forward'][2],res['forward'][3]
     for k,label in (('lsuv_keep','pre=None'),('lsuv',"pre='kaiming'")):
@@ -100,7 +100,7 @@ def orthogonal():
 def imports():
     "What fastinit adds to importing fastai"
     def _run(code): return lambda: subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True)
-    t = medians({'fastai':_run('import fastai.vision.all'), 'fastinit':_run('import fastai.vision.all, fastinit.all')}, runs=7)
+    t = medians({'fastai':_run('import fastai.vision.all'), 'fastinit':_run('import fastai.vision.all, fastinit.all')}, runs=5)
     yield row('import fastinit.all after fastai.vision.all', t['fastinit']-t['fastai'], 0.2, 's', f"fastai itself {t['fastai']:.2f} s")
 
 def precision():

@@ -1,7 +1,8 @@
 """LSUV next to one forward pass, and to fastinit's peers, over twelve models; writes one_pass.csv, peers.csv and their charts.
 
-    make bench        or        python benchmarks/bench_one_pass.py
+    make bench        or        python benchmarks/bench_one_pass.py [models to try the peers on]
 """
+import sys
 import matplotlib.pyplot as plt
 from fastprogress.fastprogress import progress_bar
 from side_by_side import *
@@ -16,7 +17,7 @@ def ratio(name, bs, size):
 def beside(name, bs=16, size=64):
     "One row a method: passes, largest error and time, each on a fresh copy of the same model"
     torch.manual_seed(0)
-    model,x,rows = models[name](size).train(),batch(name, bs, size),{}
+    model,x,rows = models[name](size).train(),batch(name, bs, size, vectors=64),{} # 200 layers take a peer 400 passes and more
     for k,f in peers.items():
         m = deepcopy(model)
         try: rows[k] = dict(model=name, method=k, passes=passes(m, lambda: f(m, x)), worst=worst(m, x, train_norm=f in (ours, course)))
@@ -24,7 +25,7 @@ def beside(name, bs=16, size=64):
     def _fresh(f):
         m = deepcopy(model) # in the run, for all alike: an initialized model would be done in fewer passes
         f(m, x)
-    times = interleaved({'copy':lambda: deepcopy(model), **{k:partial(_fresh, peers[k]) for k,r in rows.items() if 'failed' not in r}}, runs=5, warm=0, limit=10.)
+    times = interleaved({'copy':lambda: deepcopy(model), **{k:partial(_fresh, peers[k]) for k,r in rows.items() if 'failed' not in r}}, runs=5, warm=0, limit=4.)
     copy = pd.Series(times.pop('copy')).median()
     for k,t in times.items(): rows[k].update(seconds=pd.Series(t).median()-copy, runs=len(t))
     for r in rows.values(): r['times_slower'] = r.get('seconds', float('nan'))/rows['fastinit']['seconds']
@@ -35,29 +36,48 @@ def bars(ax, df, col, by, names, fmt='{:.3g}'):
     h = 0.8/len(names)
     for i,k in enumerate(names):
         v = df[df[by]==k].set_index('model')[col].reindex(df.model.unique())
-        y = [j + (len(names)-1)*h/2 - i*h for j in range(len(v))]
+        y = [j - 0.4 + h/2 + i*h for j in range(len(v))]
         ax.barh(y, v, h, color=colors.get(k, ['#009E73','#0072B2'][i%2]), label=k)
         for a,b in zip(v, y):
-            if a==a: ax.text(a*1.03, b, fmt.format(a), va='center', fontsize=7)
-    ax.set_yticks(range(len(v)), v.index); ax.invert_yaxis(); ax.legend(frameon=False, fontsize=8)
+            if a==a: ax.text(a, b, ' '+fmt.format(a), va='center', fontsize=7)
+    ax.set_yticks(range(len(v)), v.index); ax.invert_yaxis()
+
+def draw_ratios(df):
+    "The chart of one_pass.csv"
+    df['size'] = df.batch.where(df.model!='mlp_200', '32×3×128×128')
+    fig,ax = plt.subplots(figsize=(8,7), layout='constrained')
+    bars(ax, df, 'ratio', 'size', list(df['size'].unique()))
+    ax.axvline(1, color='0.5', ls='--', lw=1); ax.margins(x=0.08)
+    ax.set_xlabel('time of lsuv_(pre=None) ÷ one forward pass without gradients (mlp_200: batch of 512×512)')
+    fig.legend(loc='outside upper center', ncols=2, frameon=False)
+    fig.savefig(here/'one_pass.png', dpi=110)
+
+def draw_peers(df):
+    "The chart of peers.csv"
+    fig,(a,b) = plt.subplots(1, 2, figsize=(12,9), layout='constrained', sharey=True)
+    bars(a, df, 'seconds', 'method', list(peers))
+    bars(b, df.assign(worst=df.worst.clip(1e-8, 1e3)), 'worst', 'method', list(peers), '{:.0e}')
+    a.set_xlabel('seconds (log scale), batch 16×3×64×64 (mlp_200: 64×512)'); b.set_xlabel('largest |std − 1| of a layer (log scale; missing: not finite)')
+    for ax in (a,b): ax.set_xscale('log'); ax.margins(x=0.12)
+    a.invert_yaxis() # shared, so turned twice
+    fig.legend(*a.get_legend_handles_labels(), loc='outside upper center', ncols=4, frameon=False)
+    fig.savefig(here/'peers.png', dpi=110)
+
+def measure_peers(names):
+    "peers.csv, saved after each model"
+    rows = []
+    for n in progress_bar(names):
+        rows += beside(n)
+        save(pd.DataFrame(rows), 'peers', show=n==names[-1])
+    draw_peers(pd.DataFrame(rows))
 
 def main():
+    if sys.argv[1:]: return measure_peers(sys.argv[1:]) # the peers on some models only
     df = pd.DataFrame([ratio(n, *size) for size in ((32,128),(16,64)) for n in progress_bar(list(models)) if not (n=='mlp_200' and size[1]==64)])
     save(df, 'one_pass')
     big = df[df.batch!=df.batch.iloc[-1]]
     print(f"32×3×128×128: median {big.ratio.median():.3f}, worst {big.ratio.max():.3f}\n")
-    df['size'] = df.batch.where(df.model!='mlp_200', '32×3×128×128')
-    _,ax = plt.subplots(figsize=(8,7), layout='constrained')
-    bars(ax, df, 'ratio', 'size', list(df['size'].unique()))
-    ax.axvline(1, color='0.5', ls='--', lw=1); ax.set_xlabel('time of lsuv_(pre=None) ÷ one forward pass without gradients (mlp_200: batch of 512×512)')
-    ax.figure.savefig(here/'one_pass.png', dpi=110)
-    df = pd.DataFrame([r for n in progress_bar(list(models)) for r in beside(n)])
-    save(df, 'peers')
-    _,(a,b) = plt.subplots(1, 2, figsize=(12,8), layout='constrained', sharey=True)
-    bars(a, df, 'seconds', 'method', list(peers)); bars(b, df.assign(worst=df.worst.clip(1e-8, 1e3)), 'worst', 'method', list(peers), '{:.0e}')
-    a.set_xlabel('seconds (log scale), batch 16×3×64×64'); b.set_xlabel('largest |std − 1| of a layer (log scale; missing: not finite)')
-    for ax in (a,b): ax.set_xscale('log'); ax.margins(x=0.12)
-    b.get_legend().remove()
-    a.figure.savefig(here/'peers.png', dpi=110)
+    draw_ratios(df)
+    measure_peers(list(models))
 
 if __name__=='__main__': main()

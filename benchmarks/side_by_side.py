@@ -34,7 +34,7 @@ models = dict(simple_convnet=lambda size: simple_convnet(), vgg11=lambda size: t
     mobilenet_v3_large=lambda size: tv.mobilenet_v3_large(), efficientnet_b0=lambda size: tv.efficientnet_b0(), convnext_tiny=lambda size: tv.convnext_tiny(),
     swin_t=lambda size: tv.swin_t(), vit_b_32=lambda size: tv.vit_b_32(image_size=size), mlp_200=lambda size: deep_mlp())
 
-def batch(name, bs, size): return torch.randn(512,512) if name=='mlp_200' else torch.randn(bs,3,size,size) # vectors come in larger batches
+def batch(name, bs, size, vectors=512): return torch.randn(vectors,512) if name=='mlp_200' else torch.randn(bs,3,size,size) # vectors come in larger batches
 
 def ours(model, x): lsuv_(model, x, pre=None)
 def lsuv_pkg(model, x): lsuv_with_singlebatch(model, x, do_orthonorm=False, verbose=False)

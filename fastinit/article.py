@@ -432,7 +432,7 @@ def summary_table(
     rows = {}
     for k,f in folders.items():
         b = best_table(read_results(f)[0])
-        rows[k] = {**{s: f"{b['mean'][s]:.3f} ({b['min'][s]:.3f}–{b['max'][s]:.3f}) at {b.best_lr[s]:g}" for s in schemes}, 'seeds':int(b.seeds.min())}
+        rows[k] = {**{s: f"{b['mean'][s]:.3f} ({b['min'][s]:.3f}–{b['max'][s]:.3f}) at {b.best_lr[s]:g}" for s in schemes}, 'seeds':int(b.seeds[list(schemes)].min())}
     return pd.DataFrame(rows).T
 
 # %% ../nbs/06_article.ipynb #a415cd46

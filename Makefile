@@ -32,7 +32,7 @@ test: .venv/dev  ## the notebooks, then the tests
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2
 	$(BIN)/python -m pytest
 
-zoo: .venv/dev .venv/zoo  ## whole architectures of torchvision, timm, transformers, fastai; benchmarks/zoo.csv (some 15 minutes)
+zoo: .venv/dev .venv/zoo  ## whole architectures of torchvision, timm, transformers, fastai; benchmarks/zoo.csv (some 12 minutes)
 	FASTINIT_ZOO=1 $(BIN)/python -m pytest tests/test_zoo.py
 
 docs: .venv/docs  ## the site, in _docs/

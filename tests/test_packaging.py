@@ -28,7 +28,7 @@ def dist(project):
 @pytest.fixture(scope='module')
 def wheel(dist): return zipfile.ZipFile(next(dist.glob('*.whl')))
 
-MODULES = {f'fastinit/{n}.py' for n in '__init__ __main__ _modidx all article callback layers lsuv plot schemes stats'.split()} | {'fastinit/py.typed'}
+MODULES = {f'fastinit/{n}.py' for n in '__init__ __main__ _modidx all article branches callback layers lsuv plot schemes stats'.split()} | {'fastinit/py.typed'}
 
 def test_wheel_contents(wheel): assert {n for n in wheel.namelist() if '.dist-info/' not in n}==MODULES
 

@@ -13,6 +13,7 @@ from dataclasses import is_dataclass
 from typing import Any
 from .layers import *
 from .stats import *
+from .stats import _require_grad
 from torch.nn.modules.batchnorm import _NormBase
 
 # %% ../nbs/07_branches.ipynb #d0b70006
@@ -106,15 +107,6 @@ class _Graph:
         return res
 
 # %% ../nbs/07_branches.ipynb #d0b70007
-@contextmanager
-def _no_param_grads(model):
-    "So that the graph holds activations only"
-    ps = [p for p in model.parameters() if p.requires_grad]
-    for p in ps: p.requires_grad_(False)
-    try: yield
-    finally:
-        for p in ps: p.requires_grad_(True)
-
 def _tensors(o): # All tensors in an output
     if isinstance(o, Tensor): return [o]
     o = vars(o).values() if is_dataclass(o) else o.values() if isinstance(o, dict) else o
@@ -135,7 +127,7 @@ def residual_branches(
     layers = {units.get(m, m):n for m,n in names.items() if isinstance(m, (*affine_types, nn.Embedding)) or m in units}
     norms = {m for m in names if isinstance(m, (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm))}
     graph,hooks = _Graph(layers, norms),[]
-    with probing(model, *xb), _no_param_grads(model), torch.enable_grad():
+    with probing(model, *xb), _require_grad(model, False), torch.enable_grad(): # so that the graph holds activations only
         try:
             hooks += [m.register_forward_hook(graph.hook) for m in [*layers, *norms]]
             outs = _tensors(forward(model, *map(_two_items, xb)))

@@ -548,13 +548,13 @@ class _Grads(LayerStats):
         o.register_hook(lambda g: self.stds.update({n: g.detach().float().std(correction=min(1, g.numel()-1))}))
 
 @contextmanager
-def _all_require_grad(model):
-    "Frozen parameters too"
-    frozen = [p for p in model.parameters() if not p.requires_grad and (p.is_floating_point() or p.is_complex())]
-    for p in frozen: p.requires_grad_(True)
+def _require_grad(model, on):
+    "All parameters with gradients, frozen ones too, or none; yields those that have"
+    turned = [p for p in model.parameters() if p.requires_grad!=on and (p.is_floating_point() or p.is_complex())]
+    for p in turned: p.requires_grad_(on)
     try: yield [p for p in model.parameters() if p.requires_grad]
     finally:
-        for p in frozen: p.requires_grad_(False)
+        for p in turned: p.requires_grad_(not on)
 
 def layer_grads(
     model:nn.Module, # Any model; left bit-identical, its gradients too
@@ -566,7 +566,7 @@ def layer_grads(
     "The size of the gradient at every layer's output, in one forward and one backward pass; changes nothing. Raises `InitError` if the loss does not depend on the parameters."
     model,xb,yb = unwrap(model),*(tuple(o) if isinstance(o, (tuple,list)) else (o,) for o in (xb,yb))
     rnn = any(isinstance(m, nn.RNNBase) for m in model.modules()) # cuDNN's has no backward pass in evaluation mode
-    with probing(check_model(model), *xb), _all_require_grad(model) as ps, _Grads(model, include_paramless) as s, torch.enable_grad():
+    with probing(check_model(model), *xb), _require_grad(model, True) as ps, _Grads(model, include_paramless) as s, torch.enable_grad():
         with torch.backends.cudnn.flags(enabled=False) if rnn else nullcontext():
             loss = loss_func(forward(model, *xb), *yb).mean()
             if not loss.requires_grad: raise InitError('the loss does not depend on the parameters: look for detach() or no_grad() in the model and the loss')

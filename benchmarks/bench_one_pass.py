@@ -14,18 +14,19 @@ def ratio(name, bs, size):
     t = medians(dict(forward=lambda: forward(model, x), lsuv=lambda: ours(model, x), stats=lambda: init_stats(model, x)))
     return dict(model=name, batch='×'.join(map(str, x.shape)), layers=len(init_layers(model)), forward_s=t['forward'], lsuv_s=t['lsuv'], ratio=t['lsuv']/t['forward'], stats_ratio=t['stats']/t['forward'])
 
-def beside(name, bs=16, size=64):
+def beside(name, bs, size):
     "One row a method: passes, largest error and time, each on a fresh copy of the same model"
     torch.manual_seed(0)
     model,x,rows = models[name](size).train(),batch(name, bs, size, vectors=64),{} # 200 layers take a peer 400 passes and more
+    about = dict(model=name, batch='×'.join(map(str, x.shape)))
     for k,f in peers.items():
         m = deepcopy(model)
-        try: rows[k] = dict(model=name, method=k, passes=passes(m, lambda: f(m, x)), worst=worst(m, x, train_norm=f in (ours, course)))
-        except Exception as e: rows[k] = dict(model=name, method=k, failed=f'{type(e).__name__}: {e}'[:80])
+        try: rows[k] = dict(about, method=k, passes=passes(m, lambda: f(m, x)), worst=worst(m, x, train_norm=f in (ours, course)))
+        except Exception as e: rows[k] = dict(about, method=k, failed=f'{type(e).__name__}: {e}'[:80])
     def _fresh(f):
         m = deepcopy(model) # in the run, for all alike: an initialized model would be done in fewer passes
         f(m, x)
-    times = interleaved({'copy':lambda: deepcopy(model), **{k:partial(_fresh, peers[k]) for k,r in rows.items() if 'failed' not in r}}, runs=5, warm=0, limit=4.)
+    times = interleaved({'copy':lambda: deepcopy(model), **{k:partial(_fresh, peers[k]) for k,r in rows.items() if 'failed' not in r}}, runs=5, warm=0)
     copy = pd.Series(times.pop('copy')).median()
     for k,t in times.items(): rows[k].update(seconds=pd.Series(t).median()-copy, runs=len(t))
     for r in rows.values(): r['times_slower'] = r.get('seconds', float('nan'))/rows['fastinit']['seconds']
@@ -54,10 +55,11 @@ def draw_ratios(df):
 
 def draw_peers(df):
     "The chart of peers.csv"
+    df['model'] = df.model.where(df.batch.isin(['16×3×64×64','64×512']), df.model+'\n'+df.batch)
     fig,(a,b) = plt.subplots(1, 2, figsize=(12,9), layout='constrained', sharey=True)
     bars(a, df, 'seconds', 'method', list(peers))
     bars(b, df.assign(worst=df.worst.clip(1e-8, 1e3)), 'worst', 'method', list(peers), '{:.0e}')
-    a.set_xlabel('seconds (log scale), batch 16×3×64×64 (mlp_200: 64×512)'); b.set_xlabel('largest |std − 1| of a layer (log scale; missing: not finite)')
+    a.set_xlabel('seconds (log scale), batch 16×3×64×64 where not said (mlp_200: 64×512)'); b.set_xlabel('largest |std − 1| of a layer (log scale; missing: not finite)')
     for ax in (a,b): ax.set_xscale('log'); ax.margins(x=0.12)
     a.invert_yaxis() # shared, so turned twice
     fig.legend(*a.get_legend_handles_labels(), loc='outside upper center', ncols=4, frameon=False)
@@ -66,9 +68,10 @@ def draw_peers(df):
 def measure_peers(names):
     "peers.csv, saved after each model"
     rows = []
-    for n in progress_bar(names):
-        rows += beside(n)
-        save(pd.DataFrame(rows), 'peers', show=n==names[-1])
+    cases = [(n,16,64) for n in names] + [(n,32,128) for n in names if n=='simple_convnet'] # whose pass takes but 2 ms otherwise
+    for c in progress_bar(cases):
+        rows += beside(*c)
+        save(pd.DataFrame(rows), 'peers', show=c==cases[-1])
     draw_peers(pd.DataFrame(rows))
 
 def main():

@@ -114,9 +114,20 @@ def precision():
         report = init_stats(model, x)
         yield row(f'largest relative error of a std in the report, {str(dtype)[6:]} model', max(abs(report[n]['std']/s-1) for n,s in outs.items()), 1e-5, '', 'beside float64 statistics of the same outputs')
 
+def draw(df):
+    "The chart of costs.csv"
+    share = (df.measured/df.limit).clip(lower=0)
+    ax = plt.subplots(figsize=(11,0.34*len(df)+1), layout='constrained')[1]
+    ax.barh(range(len(df)), share, color=['#009E73' if o else '#D55E00' for o in df.reached])
+    for i,r in df.iterrows(): ax.text(share[i], i, f' {r.measured:.2g} of {r.limit:.3g} {r.unit}', va='center', fontsize=7)
+    ax.set_yticks(range(len(df)), df.what, fontsize=8); ax.invert_yaxis(); ax.margins(x=0.16)
+    ax.axvline(1, color='0.5', ls='--', lw=1); ax.set_xlabel('measured ÷ the limit that was set beforehand')
+    ax.figure.savefig(here/'costs.png', dpi=110)
+
 def main():
     df = pd.DataFrame([r for f in (lambda: memory('xresnet50'), lambda: memory('vgg11'), fit, report, orthogonal, imports, precision) for r in f()])
     save(df, 'costs', show=False)
+    draw(df)
     print(df.to_string(index=False)); print(machine)
 
 if __name__=='__main__': main()

@@ -21,17 +21,20 @@ def measure(family, axis, n, model, x, most=100):
     t = medians(fs, runs=5, limit=20.)
     return [dict(family=family, axis=axis, n=n, method=k, seconds=v, ratio=v/t['forward']) for k,v in t.items()]
 
+def draw(df):
+    "The chart of growth.csv"
+    _,axs = plt.subplots(1, 4, figsize=(16,4.2), layout='constrained')
+    for ax,((family,axis),g) in zip(axs, df.groupby(['family','axis'], sort=False)):
+        for k,m in g.groupby('method', sort=False): ax.plot(m.n, m.seconds, marker='o', ms=4, lw=5 if k=='lsuv' else 1.5, color=colors.get(k, '#56B4E9'), ls='--' if k=='forward' else '-', label=k) # wide: another may lie on it
+        ax.set_xscale('log'); ax.set_yscale('log'); ax.set_title(dict(mlp='MLP', convnet='plain convnet').get(family, family), fontsize=10); ax.set_xlabel(f"{axis} ({dict(depth='layers', batch='items', width='features')[axis]}, log scale)"); ax.grid(alpha=0.25)
+    axs[0].set_ylabel('seconds (log scale)'); axs[0].legend(frameon=False, fontsize=8)
+    axs[0].figure.savefig(here/'growth.png', dpi=110)
+
 def main():
     rows = []
     torch.manual_seed(0)
     for c in progress_bar(list(cases())): rows += measure(*c)
-    df = pd.DataFrame(rows)
-    save(df, 'growth')
-    _,axs = plt.subplots(1, 4, figsize=(16,4.2), layout='constrained')
-    for ax,((family,axis),g) in zip(axs, df.groupby(['family','axis'], sort=False)):
-        for k,m in g.groupby('method', sort=False): ax.plot(m.n, m.seconds, marker='o', ms=4, lw=1.5, color=colors.get(k, '#56B4E9'), ls='--' if k=='forward' else '-', label=k)
-        ax.set_xscale('log'); ax.set_yscale('log'); ax.set_title(family, fontsize=10); ax.set_xlabel(f"{axis} ({dict(depth='layers', batch='items', width='features')[axis]}, log scale)"); ax.grid(alpha=0.25)
-    axs[0].set_ylabel('seconds (log scale)'); axs[0].legend(frameon=False, fontsize=8)
-    axs[0].figure.savefig(here/'growth.png', dpi=110)
+    save(pd.DataFrame(rows), 'growth')
+    draw(pd.DataFrame(rows))
 
 if __name__=='__main__': main()

@@ -10,10 +10,12 @@ import torch, torchvision.models as tv
 from torch import nn
 from fastai.vision.all import Callback, CancelFitException, ResBlock, xresnet18, xresnet50, xresnet101, pd
 from torch.nn.utils.parametrizations import weight_norm
+from fastinit import article
 from fastinit.all import *
 from fastinit.article import best_table, changes, get_data, main, models, plain_convnet, read_results, remove_norm, start_learner, starts
 
 here = Path(__file__).parent
+article.prog[:] = ['python','benchmarks/residual.py']
 torch.set_flush_denormal(True) # of a vanishing signal, which would take four times as long
 
 # Models
@@ -48,6 +50,13 @@ def by_stage_(model, *xb):
         r = len(ends)**0.5/sizes[n.split('.')[0]]**0.5
         for p in m.parameters(): p *= r
     return lsuv_(model, *xb, pre=None, per='channel', layers=[n for n in init_layers(model) if n not in ends])
+
+@torch.no_grad()
+def silent_(model, *xb):
+    "The last layer of each branch 0"
+    for m in branch_layers(model).values():
+        for p in m.parameters(): p.zero_()
+    return lsuv_(model, *xb, per='channel') # which leaves zeros alone
 
 @torch.no_grad()
 def head_(scale, model, *xb):
@@ -135,8 +144,8 @@ def weight_norm_(model, *xb):
     for h in hooks: h.remove()
     return init_stats(model, *xb)
 
-starts.update({f'branch_{v:g}':('lsuv_residual', dict(branch_std=v)) for v in (1.,0.5,0.1)},
-    branch_stage=(by_stage_, {}), branch_zero=('lsuv_residual', dict(branch_std=None)), per_layer=('lsuv_residual', dict(per='layer')),
+starts.update({f'branch_{v:g}':('lsuv_residual', dict(branch_std=v)) for v in (1.,0.5,0.1,0.03)},
+    branch_stage=(by_stage_, {}), branch_silent=(silent_, {}), branch_zero=('lsuv_residual', dict(branch_std=None)), per_layer=('lsuv_residual', dict(per='layer')),
     uncentered=('lsuv_residual', dict(per='layer', center=False)), **{'head_0.1':(partial(head_, 0.1), {}), 'head_zero':(partial(head_, 0.), {})},
     fixup=(fixup_, {}), skipinit=('kaiming', {}), nf_beta=('kaiming', {}), weight_norm=(weight_norm_, {}))
 changes.update(branch_zero=partial(with_scale, 0.), fixup=fixup_model, skipinit=partial(with_scale, 0.), nf_beta=nf_model, weight_norm=weight_norm_model)

@@ -9,7 +9,6 @@ __all__ = ['residual_branches']
 
 # %% ../nbs/07_branches.ipynb #d0b70003
 from fastai.basics import *
-from dataclasses import is_dataclass
 from typing import Any
 from .layers import *
 from .stats import *
@@ -107,11 +106,6 @@ class _Graph:
         return res
 
 # %% ../nbs/07_branches.ipynb #d0b70007
-def _tensors(o): # All tensors in an output
-    if isinstance(o, Tensor): return [o]
-    o = vars(o).values() if is_dataclass(o) else o.values() if isinstance(o, dict) else o
-    return [t for v in o for t in _tensors(v)] if isinstance(o, (list,tuple,type({}.values()))) else []
-
 def _two_items(o): # Of a batch of more; marked for the graph
     o = o[:2] if isinstance(o, Tensor) and o.ndim else o
     return o.detach().clone().requires_grad_().clone() if isinstance(o, Tensor) and o.is_floating_point() else o
@@ -130,7 +124,7 @@ def residual_branches(
     with probing(model, *xb), _require_grad(model, False), torch.enable_grad(): # so that the graph holds activations only
         try:
             hooks += [m.register_forward_hook(graph.hook) for m in [*layers, *norms]]
-            outs = _tensors(forward(model, *map(_two_items, xb)))
+            outs = list(all_tensors(forward(model, *map(_two_items, xb))))
             return graph.branches([o.grad_fn for o in outs if o.grad_fn is not None])
         finally:
             for h in hooks: h.remove()

@@ -47,19 +47,22 @@ def init_(
     return report
 
 # %% ../nbs/05_callback.ipynb #f9cbc02e
-def _batch(learn):
-    "The inputs of one training batch, without moving the order of the data or the random state"
+def _inputs_targets(learn):
+    "The inputs and the targets of one training batch, without moving the order of the data or the random state"
     dl,p = learn.dls.train,first(learn.model.parameters())
     try:
         with no_random(42+rank_distrib()): b = dl.new().one_batch() if hasattr(dl, 'new') else first(dl)
     except (StopIteration, ValueError): b = None
     if b is None: raise InitError('the training DataLoader gives no batch: it is empty, or has fewer items than a batch and drops the last')
     b = b if isinstance(b, (tuple,list)) else (b,)
-    xb = tuple(b)[:getattr(learn.dls, 'n_inp', 1 if len(b)==1 else len(b)-1)]
+    n = getattr(learn.dls, 'n_inp', 1 if len(b)==1 else len(b)-1)
+    xb,yb = tuple(b)[:n],tuple(b)[n:]
     if find_bs(xb)<2: raise InitError('the training DataLoader gives a batch of one item, too few for statistics: use a batch size of 2 or more')
-    if p is None: return xb
-    xb = to_device(xb, p.device)
-    return to_half(xb) if p.dtype==torch.half else xb
+    if p is None: return xb,yb
+    xb,yb = to_device((xb,yb), p.device)
+    return to_half(xb) if p.dtype==torch.half else xb,yb
+
+def _batch(learn): return _inputs_targets(learn)[0]
 
 def _agreed_batch(learn):
     "The inputs of one training batch; of several processes all raise if one has none"
@@ -195,12 +198,6 @@ class LSUVCallback(InitCallback):
         return {'pre':None, **self.kwargs} if before else self.kwargs
 
 # %% ../nbs/05_callback.ipynb #1e452c12
-def _targets(learn):
-    "The targets of the batch of `_batch`"
-    with no_random(42+rank_distrib()): b = learn.dls.train.new().one_batch() if hasattr(learn.dls.train, 'new') else next(iter(learn.dls.train))
-    n = getattr(learn.dls, 'n_inp', 1 if len(b)==1 else len(b)-1)
-    return to_device(tuple(b)[n:], first(learn.model.parameters()).device)
-
 @patch
 @delegates(plot_init_stats)
 def init_report(self:Learner,
@@ -212,10 +209,10 @@ def init_report(self:Learner,
     "Draw mean and std of every layer on one training batch, and return the report; the model, its gradients and the data order stay as they are."
     report = None if hist or grads else getattr(self, '_init_report', None)
     if report is None:
-        model,xb = check_model(self.model),_batch(self)
+        model,(xb,yb) = check_model(self.model),_inputs_targets(self)
         report = init_stats(model, *xb, include_paramless=include_paramless)
         if hist: report.hists = layer_hists(model, *xb, include_paramless=include_paramless)
-        if grads: report.df['grad_std'] = report.df.layer.map(layer_grads(model, self.loss_func, xb, _targets(self), include_paramless))
+        if grads: report.df['grad_std'] = report.df.layer.map(layer_grads(model, self.loss_func, xb, yb, include_paramless))
     report.plot(**kwargs)
     if hist: plot_hists(report)
     if grads: plot_grads(report)

@@ -21,8 +21,8 @@ from .lsuv import *
 # %% ../nbs/04_plot.ipynb #b93c0501
 _palette = ['#0072B2','#E69F00','#009E73','#CC79A7','#56B4E9','#D55E00','#F0E442','#000000']
 _known = dict(default='#E69F00', kaiming='#0072B2', lsuv='#009E73', normal='#D55E00', xavier='#CC79A7', orthogonal='#56B4E9',
-              lsuv_uncentered='#000000', lsuv_orthogonal='#882255', lsuv_activation='#999933', lsuv_small_branches='#332288')
-_dashes = dict(lsuv_uncentered=(0,(5,3)), lsuv_orthogonal=(0,(1,1.5)), lsuv_small_branches='-.') # they often lie on that of LSUV
+              lsuv_uncentered='#000000', lsuv_orthogonal='#882255', lsuv_activation='#999933', lsuv_small_branches='#332288', lsuv_residual='#AA4499', batchnorm='#888888')
+_dashes = dict(lsuv_uncentered=(0,(5,3)), lsuv_orthogonal=(0,(1,1.5)), lsuv_small_branches='-.', batchnorm='--') # they often lie on that of LSUV
 
 def scheme_colors(
     names:Iterable, # Names of schemes
@@ -247,6 +247,13 @@ def plot_depth(
 def _legend(ax): # beside the axes where it would cover the lines
     ax.legend(frameon=False, **(dict(loc='center left', bbox_to_anchor=(1, 0.5)) if len(ax.get_legend_handles_labels()[1])>5 else {}))
 
+def _metric_axes(results, metric, ax, figsize):
+    "`ax` or new axes, to draw `metric` in"
+    if metric not in results: raise ValueError(f"no column '{metric}'; there are {', '.join(results.columns)}")
+    if ax is None: ax = plt.subplots(figsize=figsize, layout='constrained')[1]
+    ax.grid(alpha=0.25)
+    return ax
+
 def plot_metrics(
     results:pd.DataFrame, # Columns scheme, epoch and the metric; with several seeds, one row each
     metric:str='accuracy', # Column to draw
@@ -254,8 +261,7 @@ def plot_metrics(
     figsize:tuple=(7,4), # Inches
 )->plt.Axes: # The axes
     "A metric by epoch, one line a scheme: the mean over seeds, and a band from the lowest to the highest; raises `ValueError` without that column."
-    if metric not in results: raise ValueError(f"no column '{metric}'; there are {', '.join(results.columns)}")
-    if ax is None: ax = plt.subplots(figsize=figsize, layout='constrained')[1]
+    ax = _metric_axes(results, metric, ax, figsize)
     colors = scheme_colors(results.scheme.unique())
     for k,df in results.groupby('scheme', sort=False):
         g = df.groupby('epoch')[metric].agg(['mean','min','max'])
@@ -263,7 +269,6 @@ def plot_metrics(
         ax.fill_between(g.index, g['min'], g['max'], color=colors[k], alpha=0.18, lw=0)
     ax.set_xlabel('epoch'); ax.set_ylabel(metric.replace('_',' '))
     ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
-    ax.grid(alpha=0.25)
     _legend(ax)
     return ax
 
@@ -275,8 +280,7 @@ def plot_lr_range(
     figsize:tuple=(7,4), # Inches
 )->plt.Axes: # The axes
     "A metric by learning rate, one line a scheme: the mean over seeds, a bar from the lowest to the highest, and a star at the best rate; raises `ValueError` without that column."
-    if metric not in results: raise ValueError(f"no column '{metric}'; there are {', '.join(results.columns)}")
-    if ax is None: ax = plt.subplots(figsize=figsize, layout='constrained')[1]
+    ax = _metric_axes(results, metric, ax, figsize)
     names = results.scheme.unique()
     for i,(k,c) in enumerate(scheme_colors(names).items()):
         g = results[(results.scheme==k) & (results.epoch==results.epoch.max())].groupby('lr')[metric].agg(['mean','min','max'])
@@ -288,6 +292,5 @@ def plot_lr_range(
     rates = sorted(results.lr.unique())
     ax.set_xticks(rates, [f'{o:g}' for o in rates]); ax.minorticks_off()
     ax.set_xlabel('peak learning rate (log scale)'); ax.set_ylabel(f"{metric.replace('_',' ')} after epoch {results.epoch.max()}")
-    ax.grid(alpha=0.25)
     _legend(ax)
     return ax

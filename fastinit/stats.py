@@ -6,8 +6,8 @@ Docs: https://fastinit.github.io/fastinit/stats.html.md"""
 
 # %% auto #0
 __all__ = ['VANISHING', 'EXPLODING', 'all_or_nothing', 'unmoved_rng', 'probing', 'InitError', 'forward', 'flat', 'spread_sample',
-           'Moments', 'has_moments', 'near_zero', 'attention_units', 'LayerStats', 'first_tensor', 'Pool', 'InitReport',
-           'short_number', 'judged', 'frame', 'init_stats', 'layer_hists', 'layer_grads']
+           'Moments', 'has_moments', 'near_zero', 'attention_units', 'LayerStats', 'all_tensors', 'first_tensor',
+           'Pool', 'InitReport', 'short_number', 'judged', 'frame', 'init_stats', 'layer_hists', 'layer_grads']
 
 # %% ../nbs/02_stats.ipynb #ab3f01e8
 from fastai.basics import *
@@ -283,14 +283,21 @@ class LayerStats(ActivationStats):
                 for n,r in self.rows.items()]
 
 # %% ../nbs/02_stats.ipynb #1f94c3fa
-def first_tensor(
+def all_tensors(
     o:Any, # Output of a module: a tensor, or tuples, lists, dicts and dataclasses of them
-)->Tensor|None: # The tensor itself, of any shape
-    "The first tensor in `o`, or None"
-    if isinstance(o, Tensor): return o
+)->Iterator[Tensor]: # The tensors themselves, of any shapes
+    "The tensors in `o`, in order."
+    if isinstance(o, Tensor): yield o
     if dataclasses.is_dataclass(o): o = vars(o)
     if isinstance(o, dict): o = o.values()
-    return next((t for t in map(first_tensor, o) if t is not None), None) if isinstance(o, (list,tuple,type({}.values()))) else None
+    if isinstance(o, (list,tuple,type({}.values()))):
+        for v in o: yield from all_tensors(v)
+
+def first_tensor(
+    o:Any, # As for `all_tensors`
+)->Tensor|None: # The tensor itself
+    "The first tensor in `o`, or None"
+    return o if isinstance(o, Tensor) else next(all_tensors(o), None)
 
 # %% ../nbs/02_stats.ipynb #9056f1bc
 def _pooled(parts): # (n, std, mean) of each part

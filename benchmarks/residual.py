@@ -42,7 +42,7 @@ def branch_layers(model): return {n:model.get_submodule(n) for n in residual_bra
 
 @torch.no_grad()
 def by_stage_(model, *xb):
-    "Each branch at 1/√(number of branches in its stage)"
+    "Each branch at about 1/√(number of branches in its stage): the layers before it are corrected again after it"
     lsuv_residual_(model, *xb)
     ends = branch_layers(model)
     sizes = pd.Series([n.split('.')[0] for n in ends]).value_counts()
@@ -169,7 +169,7 @@ def losses(folder, n=50):
     for k,lr in best_table(results).best_lr.items():
         for seed in sorted(results.seed.unique()):
             learn,first = start_learner(dls, cfg['model'], k, int(seed), cfg['opt']),FirstLosses(n)
-            with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(cfg['epochs'], lr, cbs=first)
+            with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(cfg['epochs'], float(lr), cbs=first)
             rows += [dict(scheme=k, lr=lr, seed=seed, step=i+1, loss=v) for i,v in enumerate(first.losses)]
     pd.DataFrame(rows).to_csv(Path(folder)/'losses.csv', index=False, float_format='%.6g')
 

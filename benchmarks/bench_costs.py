@@ -1,4 +1,4 @@
-"""What else costs: memory, the callback in a fit, the report, orthogonal weights, the import, and how exact 16-bit models are; writes costs.csv.
+"""What else costs: memory, the callback in a fit, the report, orthogonal weights, the import, and how exact 16-bit models are; writes costs.csv and limit.csv.
 
     make bench        or        python benchmarks/bench_costs.py
 """
@@ -114,6 +114,20 @@ def precision():
         report = init_stats(model, x)
         yield row(f'largest relative error of a std in the report, {str(dtype)[6:]} model', max(abs(report[n]['std']/s-1) for n,s in outs.items()), 1e-5, '', 'beside float64 statistics of the same outputs')
 
+def limit():
+    "Where the time of LSUV goes beyond the forward pass: what must be done, each alone and without gaps, beside all of it"
+    torch.manual_seed(0)
+    model,x,outs = xresnet50(n_out=10).train(),torch.randn(16,3,64,64),[]
+    layers = list(init_layers(model).values())
+    hooks = [m.register_forward_hook(lambda m,i,o: outs.append(o.flatten())) for m in layers]
+    forward(model, x)
+    for h in hooks: h.remove()
+    parts = {'forward':lambda: forward(model, x), 'lsuv_':lambda: ours(model, x), 'reading the outputs (sum and dot product)':lambda: [(o.sum(), o.dot(o)) for o in outs],
+             'scaling the outputs':lambda: [o.mul_(1.) for o in outs], 'scaling the weights':lambda: torch._foreach_mul_([m.weight for m in layers], 1.)}
+    with torch.no_grad(): t = medians(parts, runs=21)
+    t['the rest: Python between the layers, and the report'] = t['lsuv_']-t['forward']-sum(t[k] for k in list(parts)[2:])
+    return pd.DataFrame([dict(what=k, seconds=v, share_of_forward=v/t['forward']) for k,v in t.items()])
+
 def draw(df):
     "The chart of costs.csv"
     share = (df.measured/df.limit).clip(lower=0)
@@ -125,6 +139,7 @@ def draw(df):
     ax.figure.savefig(here/'costs.png', dpi=110)
 
 def main():
+    save(limit(), 'limit')
     df = pd.DataFrame([r for f in (lambda: memory('xresnet50'), lambda: memory('vgg11'), fit, report, orthogonal, imports, precision) for r in f()])
     save(df, 'costs', show=False)
     draw(df)

@@ -43,20 +43,13 @@ def branch_layers(model): return {n:model.get_submodule(n) for n in residual_bra
 @torch.no_grad()
 def by_stage_(model, *xb):
     "Each branch at about 1/√(number of branches in its stage): the layers before it are corrected again after it"
-    lsuv_residual_(model, *xb)
+    lsuv_residual_(model, *xb, branch_std='auto')
     ends = branch_layers(model)
     sizes = pd.Series([n.split('.')[0] for n in ends]).value_counts()
     for n,m in ends.items():
         r = len(ends)**0.5/sizes[n.split('.')[0]]**0.5
         for p in m.parameters(): p *= r
     return lsuv_(model, *xb, pre=None, per='channel', layers=[n for n in init_layers(model) if n not in ends])
-
-@torch.no_grad()
-def silent_(model, *xb):
-    "The last layer of each branch 0"
-    for m in branch_layers(model).values():
-        for p in m.parameters(): p.zero_()
-    return lsuv_(model, *xb, per='channel') # which leaves zeros alone
 
 @torch.no_grad()
 def head_(scale, model, *xb):
@@ -144,8 +137,8 @@ def weight_norm_(model, *xb):
     for h in hooks: h.remove()
     return init_stats(model, *xb)
 
-starts.update({f'branch_{v:g}':('lsuv_residual', dict(branch_std=v)) for v in (1.,0.5,0.1,0.03)},
-    branch_stage=(by_stage_, {}), branch_silent=(silent_, {}), branch_zero=('lsuv_residual', dict(branch_std=None)), per_layer=('lsuv_residual', dict(per='layer')),
+starts.update({f'branch_{v}':('lsuv_residual', dict(branch_std=v)) for v in (1,0.5,0.1,0.03,'auto')},
+    branch_stage=(by_stage_, {}), branch_zero=('lsuv_residual', dict(branch_std=None)), per_layer=('lsuv_residual', dict(per='layer')),
     uncentered=('lsuv_residual', dict(per='layer', center=False)), **{'head_0.1':(partial(head_, 0.1), {}), 'head_zero':(partial(head_, 0.), {})},
     fixup=(fixup_, {}), skipinit=('kaiming', {}), nf_beta=('kaiming', {}), weight_norm=(weight_norm_, {}))
 changes.update(branch_zero=partial(with_scale, 0.), fixup=fixup_model, skipinit=partial(with_scale, 0.), nf_beta=nf_model, weight_norm=weight_norm_model)

@@ -194,7 +194,7 @@ starts = dict(
     lsuv_orthogonal = ('lsuv', dict(pre='orthogonal', center=False)), # the paper's
     lsuv_activation = ('lsuv', dict(at='activation')), # the article's: mean 0 and std 1 after the ReLU
     lsuv_small_branches = ('lsuv', dict(branch_std=0.25)), # after Kaiming, mean 0, the last layer of each residual branch at 0.25
-    lsuv_residual = ('lsuv_residual', {})) # after Kaiming, each channel's mean 0, branches at 1/√(their number)
+    lsuv_residual = ('lsuv_residual', {})) # after Kaiming, each channel's mean 0, the last layer of each residual branch 0
 
 #: Name in `starts` → function that changes a new model, for those that need more than weights
 changes = {}

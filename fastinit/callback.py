@@ -181,7 +181,7 @@ class LSUVCallback(InitCallback):
     `pre` runs first: 'kaiming', 'orthogonal' (the paper), any other of `schemes`, or None to keep the weights.
     `std` is the target, `tol` how near is near enough; `center` also takes the mean out, where there is a bias.
     `at='activation'` makes both right after the activation that follows a layer, in `max_iter` steps at most where it is no ReLU.
-    `per='channel'` takes the mean out of each channel; `branch_std='auto'` lets all residual branches together add a variance of 1 to the stream.
+    `per='channel'` takes the mean out of each channel; `branch_std=0` silences residual branches until the first step, 'auto' lets all of them together add a variance of 1 to the stream.
     `include_paramless` also lists ReLUs and other modules without parameters. Raises `InitError`, with every weight as it was, where a layer gives NaN or inf.
     """
     order = InitCallback.order+1 # the article's conclusion: Kaiming, then LSUV

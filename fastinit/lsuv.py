@@ -258,7 +258,7 @@ class ActivationCorrection(Correction):
     def correct(self, n:str, m:nn.Module, inp:tuple, out:Tensor)->None:
         "Correct `out`, and wait for the activation"
         super().correct(n, m, inp, out)
-        self.pending = (n, m, out, out._version) if n in self.rows else None
+        self.pending = (n, m, out, out._version) if n in self.rows and self.target(n) else None
 
     def awaits(self, x:Any)->bool:
         "Is `x` the latest corrected output, still as it was?"
@@ -303,7 +303,7 @@ def _add_corrections(rows, corr, tol):
         if r['layer'] not in by_name: continue
         ok = corr.rows[r['layer']].get('converged')
         if corr.targets: r['target'] = corr.target(r['layer'])
-        r.update(by_name[r['layer']], converged=abs(r['std']/corr.target(r['layer'])-1)<=tol if ok is None else ok)
+        r.update(by_name[r['layer']], converged=abs(r['std']-corr.target(r['layer']))<=tol*corr.target(r['layer']) if ok is None else ok)
 
 def _lsuv_frame(rows):
     return frame(rows, *_lsuv_cols, *(['target'] if any('target' in r for r in rows) else [])).assign(converged=pd.array([r.get('converged') for r in rows], dtype='boolean'))
@@ -336,7 +336,7 @@ def _check_options(std, at, per, branch_std):
     if per not in ('layer','channel'): raise ValueError(f"per='{per}': must be 'layer' or 'channel'")
     if per=='channel' and at=='activation': raise ValueError("per='channel' takes the means out before the activation: it goes with at='layer'")
     if not std>0: raise ValueError(f'std={std}: must be over 0')
-    if not (branch_std in (None,'auto') or isinstance(branch_std, (int,float)) and branch_std>0): raise ValueError(f"branch_std={branch_std!r}: must be 'auto', a number over 0, or None")
+    if not (branch_std in (None,'auto') or isinstance(branch_std, (int,float)) and branch_std>=0): raise ValueError(f"branch_std={branch_std!r}: must be 'auto', 0, a number over 0, or None")
 
 # %% ../nbs/03_lsuv.ipynb #d3a1520a
 def lsuv_(
@@ -347,7 +347,7 @@ def lsuv_(
     center:bool=True, # Bring the mean to 0 where there is a bias (fastai course)?
     at:str='layer', # Where: at the output of the 'layer', or of the 'activation' that follows it
     per:str='layer', # The mean and std of the whole 'layer', or the mean of each 'channel' and the std within channels
-    branch_std:float|str|None=None, # Target, as a part of `std`, for the last layer of each residual branch; 'auto' is 1/√(number of branches), which keeps the stream's variance near 2
+    branch_std:float|str|None=None, # Target, as a part of `std`, for the last layer of each residual branch; 0 silences the branches until the first step, 'auto' is 1/√(number of branches), which keeps the stream's variance near 2
     layers:LayerChoice=None, # As in `chosen_layers`; those named are initialized even if frozen
     skip:dict|None=None, # Dotted name → reason, for layers that must stay as they are; the report repeats the reason
     tol:float=1e-3, # Accept a std within tol of the target
@@ -388,10 +388,10 @@ def lsuv_residual_(
     model:nn.Module, # Changed in place; on any error bit-identical to before
     *xb:Any, # Its inputs: one mini-batch, of which two items are passed once more to find the branches
     per:str='channel', # As in `lsuv_`
-    branch_std:float|str|None='auto', # As in `lsuv_`
+    branch_std:float|str|None=0., # As in `lsuv_`
     **kwargs:Any
 )->InitReport: # One row a layer, in order of execution
-    "LSUV (Mishkin & Matas 2015) for residual networks without normalization: each channel at mean 0, all branches together at variance 1, as Fixup (Zhang et al. 2019) and SkipInit (De & Smith 2020) keep them small; raises what `lsuv_` does."
+    "LSUV (Mishkin & Matas 2015) for residual networks without normalization: each channel at mean 0, and the last layer of each branch 0, as in Fixup (Zhang et al. 2019, section 3); raises what `lsuv_` does."
     return lsuv_(model, *xb, per=per, branch_std=branch_std, **kwargs)
 
 schemes.update(lsuv=lsuv_, lsuv_residual=lsuv_residual_)

@@ -491,7 +491,8 @@ def judged(
     for r in rows:
         if r['layer'] in (targets or {}): r['target'] = targets[r['layer']]
     silent = {r['layer']:stats.rows[r['layer']]['module'] for r in rows if r['mean']==r['std']==0}
-    _add_status(rows, zero_layers({n:m for n,m in silent.items() if isinstance(getattr(m,'weight',None), Tensor)}, gains=True), target)
+    zero = zero_layers({n:m for n,m in silent.items() if isinstance(getattr(m,'weight',None), Tensor)}, gains=True)
+    _add_status(rows, {*zero, *(n for n,t in (targets or {}).items() if t==0)}, target) # whose weights are not 0 yet
     return rows
 
 def frame(

@@ -3,7 +3,7 @@ import warnings
 import pytest, torch, torchvision.models as tv
 from torch import nn
 import torch.nn.functional as F
-from fastai.vision.all import Learner, create_body, resnet18, xresnet18, xresnet50, DynamicUnet
+from fastai.vision.all import Learner, ResBlock, create_body, resnet18, xresnet18, xresnet50, DynamicUnet
 from fastai.test_utils import synth_learner
 from fastinit.all import *
 from fastinit.article import remove_norm
@@ -73,18 +73,40 @@ def check(model, *xb, **kwargs):
     for r in report.df[report.df.scale.notna()].itertuples():
         o,m = outs[r.layer],model.get_submodule(r.layer)
         want = getattr(r, 'target', 1.)
-        assert abs(o.std().item()/want-1)<=1e-5, (r.layer, o.std(), want)
+        if want: assert abs(o.std().item()/want-1)<=1e-5, (r.layer, o.std(), want)
+        else: assert not o.any() and not m.weight.any(), r.layer
         dims = [d for d in range(o.ndim) if d!=(1 if isinstance(m, nn.Conv2d) else o.ndim-1)]
         if m.bias is not None and kwargs.get('per')=='channel': assert o.mean(dims).abs().max()<=1e-4, r.layer
     return report
 
-@pytest.mark.parametrize('kwargs', [dict(per='channel'), dict(branch_std='auto'), dict(per='channel', branch_std=0.1), dict(per='channel', branch_std='auto', std=2., pre=None)])
+@pytest.mark.parametrize('kwargs', [dict(per='channel'), dict(branch_std='auto'), dict(per='channel', branch_std=0.1), dict(branch_std=0), dict(per='channel', branch_std=0.), dict(per='channel', branch_std='auto', std=2., pre=None)])
 def test_exact(kwargs):
     report = check(remove_norm(xresnet18(n_out=10)), torch.randn(8,3,32,32)+1, **kwargs)
     if 'branch_std' in kwargs:
         part = 8**-0.5 if kwargs['branch_std']=='auto' else kwargs['branch_std']
         ends = report.df[report.df.layer.str.contains('convpath.1.0')]
-        assert len(ends)==8 and ((ends.target/kwargs.get('std',1.)-part).abs()<1e-6).all() and ends.status.eq('ok').all()
+        assert len(ends)==8 and ((ends.target/kwargs.get('std',1.)-part).abs()<1e-6).all() and ends.status.eq('ok' if part else 'zero').all() and ends.converged.all()
+
+def test_silent_branches():
+    "The stream passes as if there were no branches; a step later they speak; after the activation too, and once more changes nothing"
+    for at in ('layer','activation'):
+        model,x = remove_norm(xresnet18(n_out=10)),torch.randn(8,3,32,32)
+        report = lsuv_(model, x, at=at, branch_std=0)
+        n = 8 if at=='layer' else 16 # with the identities where batchnorm was
+        assert report.df.status.eq('zero').sum()==n and f'{n} zero by design' in report.summary, at
+        outs = {}
+        for b in (m for m in model.modules() if isinstance(m, ResBlock)): b.convpath.register_forward_hook(lambda m,i,o,b=b: outs.update({b:o}))
+        opt = torch.optim.SGD(model.parameters(), lr=0.1)
+        for step in range(2):
+            loss = model(x).square().mean()
+            assert len(outs)==8 and all(o.any()==bool(step) for o in outs.values())
+            loss.backward()
+            opt.step()
+    model = remove_norm(xresnet18(n_out=10))
+    lsuv_(model, x, branch_std=0)
+    before = [p.clone() for p in model.parameters()]
+    assert lsuv_(model, x, pre=None, branch_std=0).df.status.eq('zero').sum()==8
+    for p,q in zip(before, model.parameters()): torch.testing.assert_close(p, q)
 
 def test_far_means():
     "A mean a thousand times the std of a channel"

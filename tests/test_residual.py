@@ -9,7 +9,7 @@ folder = Path(__file__).parent.parent/'benchmarks'
 sys.path.insert(0, str(folder))
 import residual # noqa: E402
 
-ours = ['branch_1','branch_0.5','branch_0.1','branch_0.03','branch_stage','branch_silent','branch_zero','per_layer','uncentered','head_0.1','head_zero']
+ours = ['branch_1','branch_0.5','branch_0.1','branch_0.03','branch_auto','branch_stage','branch_zero','per_layer','uncentered','head_0.1','head_zero']
 theirs = ['fixup','skipinit','nf_beta','weight_norm']
 x = torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -26,8 +26,8 @@ def branch_stds(k):
     assert len(stds)==8
     return torch.tensor(stds)
 
-@pytest.mark.parametrize('k,std,tol', [('lsuv_residual',8**-0.5,1e-3), ('branch_1',1.,1e-3), ('branch_0.5',0.5,1e-3), ('branch_0.1',0.1,1e-3), ('branch_stage',2**-0.5,0.06),
-                                       ('branch_silent',0.,1e-9), ('branch_zero',0.,1e-9), ('fixup',0.,1e-9), ('skipinit',0.,1e-9), ('uncentered',8**-0.5,1e-3), ('weight_norm',1.,0.04)])
+@pytest.mark.parametrize('k,std,tol', [('lsuv_residual',0.,1e-9), ('branch_auto',8**-0.5,1e-3), ('branch_1',1.,1e-3), ('branch_0.5',0.5,1e-3), ('branch_0.1',0.1,1e-3), ('branch_stage',2**-0.5,0.06),
+                                       ('branch_zero',0.,1e-9), ('fixup',0.,1e-9), ('skipinit',0.,1e-9), ('uncentered',0.,1e-9), ('weight_norm',1.,0.04)])
 def test_branches(k, std, tol): assert (branch_stds(k)-std).abs().max()<=tol
 
 def test_nf_beta():

@@ -327,7 +327,8 @@ def _branch_targets(model, xb, branch_std, std):
     ends = residual_branches(model, *xb)
     free,normed = [n for n,v in ends.items() if not v],[n for n,v in ends.items() if v]
     part = len(free)**-0.5 if branch_std=='auto' and free else branch_std
-    notes = [f'{len(free)} residual branches end at std {std*part:.3g} (first: {free[0]})'] if free else []
+    how = f'end at std {std*part:.3g}' if part else 'are silent until the first step'
+    notes = [f'{len(free)} residual branches {how} (first: {free[0]})'] if free else []
     if normed: notes.append(f'{len(normed)} residual branches end in a normalization, whose weight decides what they add (first: {normed[0]})')
     return {n: std*part for n in free},notes or ['no residual branches were found']
 

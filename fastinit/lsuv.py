@@ -322,15 +322,16 @@ def _warn_left(left, stacklevel=3):
     if why: warnings.warn('left alone: ' + '; '.join(f"{len(ns)} {r} ({', '.join(ns[:3])}{', …' if len(ns)>3 else ''})" for r,ns in why.items()) +
                           '. Layers that are named in `layers=` are initialized even if frozen or loaded', stacklevel=stacklevel)
 
-def _branch_targets(model, xb, branch_std, std):
-    "({name of the layer that ends a residual branch: its target}, notes for the report)"
+def _branch_targets(model, xb, branch_std, std, layers):
+    "({name of the one of `layers` that ends a residual branch: its target}, notes for the report)"
     ends = residual_branches(model, *xb)
     free,normed = [n for n,v in ends.items() if not v],[n for n,v in ends.items() if v]
-    part = len(free)**-0.5 if branch_std=='auto' and free else branch_std
+    part = max(len(free), 1)**-0.5 if branch_std=='auto' else branch_std
     how = f'end at std {std*part:.3g}' if part else 'are silent until the first step'
-    notes = [f'{len(free)} residual branches {how} (first: {free[0]})'] if free else []
+    mine = [n for n in free if n in layers]
+    notes = [f'{len(mine)} residual branches {how} (first: {mine[0]})'] if mine else []
     if normed: notes.append(f'{len(normed)} residual branches end in a normalization, whose weight decides what they add (first: {normed[0]})')
-    return {n: std*part for n in free},notes or ['no residual branches were found']
+    return {n: std*part for n in mine},notes or ['no residual branches were found' if not free else 'no residual branch ends in a layer that is initialized']
 
 def _check_options(std, at, per, branch_std):
     if at not in ('layer','activation'): raise ValueError(f"at='{at}': must be 'layer' or 'activation'")
@@ -366,7 +367,7 @@ def lsuv_(
         params = list(model.parameters()) if pool.size>1 else [p for m in todo.values() if pre is not None for p in m.parameters()]
         params += [m.sub for m in acts if isinstance(m, GeneralReLU)]
         stats = LayerStats(model, include_paramless or at=='activation', but=scaled.values())
-        targets,said = ({},[]) if branch_std is None else _branch_targets(model, xb, branch_std, std)
+        targets,said = ({},[]) if branch_std is None else _branch_targets(model, xb, branch_std, std, scaled)
         if at=='activation': corr = ActivationCorrection(scaled, stats, std, center, acts, tol, max_iter, pool, targets)
         else: corr = (ChannelCorrection if per=='channel' else Correction)(scaled, stats, std, center, pool, targets)
         with all_or_nothing(params):

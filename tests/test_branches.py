@@ -108,6 +108,14 @@ def test_silent_branches():
     assert lsuv_(model, x, pre=None, branch_std=0).df.status.eq('zero').sum()==8
     for p,q in zip(before, model.parameters()): torch.testing.assert_close(p, q)
 
+def test_chosen_layers_only():
+    "Branches that end in other layers keep their weights, and are not counted"
+    model,x = remove_norm(xresnet18(n_out=10)),torch.randn(8,3,32,32)
+    may = [n for n in init_layers(model) if n.startswith('4.')]
+    with Unchanged(model, {f'{n}.{k}' for n in may for k in ('weight','bias')}): report = lsuv_residual_(model, x, layers=may)
+    assert report.notes[0].startswith('2 residual branches are silent') and report.df.status.eq('zero').sum()==2
+    assert lsuv_residual_(model, x, layers=['0.0']).notes==['no residual branch ends in a layer that is initialized']
+
 def test_far_means():
     "A mean a thousand times the std of a channel"
     model = nn.Sequential(nn.Linear(20,20), nn.ReLU(), nn.Linear(20,20))

@@ -382,7 +382,7 @@ def best_table(
         d = d[d['count']==d['count'].max()] # rates of an unfinished run would be chosen by luck
         ok = d.index[d['mean']>=share*g['mean'].max()]
         rows[k] = dict(best_lr=d['mean'].idxmax(), **d.loc[d['mean'].idxmax()], trains_at=' '.join(f'{o:g}' for o in ok) or 'none')
-    return pd.DataFrame(rows).T.rename(columns={'count':'seeds'}).rename_axis('scheme')
+    return pd.DataFrame(rows).T.rename(columns={'count':'seeds'}).rename_axis('scheme').infer_objects().astype({'seeds':int})
 
 def at_best_lr(
     results:pd.DataFrame, # As `run_experiment` gives it

@@ -247,10 +247,10 @@ def plot_depth(
 def _legend(ax): # beside the axes where it would cover the lines
     ax.legend(frameon=False, **(dict(loc='center left', bbox_to_anchor=(1, 0.5)) if len(ax.get_legend_handles_labels()[1])>5 else {}))
 
-def _metric_axes(results, metric, ax, figsize):
+def _metric_axes(results, metric, ax, figsize)->plt.Axes:
     "`ax` or new axes, to draw `metric` in"
     if metric not in results: raise ValueError(f"no column '{metric}'; there are {', '.join(results.columns)}")
-    if ax is None: ax = plt.subplots(figsize=figsize, layout='constrained')[1]
+    ax = plt.subplots(figsize=figsize, layout='constrained')[1] if ax is None else ax
     ax.grid(alpha=0.25)
     return ax
 

@@ -15,8 +15,6 @@ from fastinit.all import *
 from fastinit.article import best_table, changes, get_data, main, models, plain_convnet, read_results, remove_norm, start_learner, starts
 
 here = Path(__file__).parent
-article.prog[:] = ['python','benchmarks/residual.py']
-torch.set_flush_denormal(True) # of a vanishing signal, which would take four times as long
 
 # Models
 
@@ -167,6 +165,8 @@ def losses(folder, n=50):
     pd.DataFrame(rows).to_csv(Path(folder)/'losses.csv', index=False, float_format='%.6g')
 
 if __name__=='__main__':
+    article.prog[:] = ['python','benchmarks/residual.py']
+    torch.set_flush_denormal(True) # of a vanishing signal, which would take four times as long
     if sys.argv[1:2]==['losses']: losses(*sys.argv[2:])
     else:
         sys.argv += [] if '--settings' in sys.argv else ['--settings', str(here/'residual.ini')]

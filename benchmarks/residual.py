@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 import torch, torchvision.models as tv
 from torch import nn
-from fastai.vision.all import Callback, CancelFitException, ResBlock, xresnet18, xresnet50, xresnet101, pd
+from fastai.vision.all import Callback, CancelFitException, ResBlock, noop, xresnet18, xresnet50, xresnet101, pd
 from torch.nn.utils.parametrizations import weight_norm
 from fastinit import article
 from fastinit.all import *
@@ -31,22 +31,19 @@ def vit(c=10, act_cls=nn.GELU, size=16):
 def narrow(arch, norm, c=10, act_cls=nn.ReLU): return norm(arch(n_out=c, act_cls=act_cls, widen=0.25))
 
 for arch in (xresnet18, xresnet50, xresnet101):
-    for k,norm in {'':remove_norm, '_bn':lambda m: m}.items(): models[f'{arch.__name__}{k}_narrow'] = partial(narrow, arch, norm)
+    for k,norm in {'':remove_norm, '_bn':noop}.items(): models[f'{arch.__name__}{k}_narrow'] = partial(narrow, arch, norm)
 models.update(mlp100=plain_mlp, convnet100=partial(plain_convnet, 100, width=32), vit=vit)
 
 # What to aim at
-
-def branch_layers(model): return {n:model.get_submodule(n) for n in residual_branches(model, torch.randn(2,3,16,16))}
 
 @torch.no_grad()
 def by_stage_(model, *xb):
     "Each branch at about 1/√(number of branches in its stage): the layers before it are corrected again after it"
     lsuv_residual_(model, *xb, branch_std='auto')
-    ends = branch_layers(model)
+    ends = residual_branches(model, *xb)
     sizes = pd.Series([n.split('.')[0] for n in ends]).value_counts()
-    for n,m in ends.items():
-        r = len(ends)**0.5/sizes[n.split('.')[0]]**0.5
-        for p in m.parameters(): p *= r
+    for n in ends:
+        for p in model.get_submodule(n).parameters(): p *= (len(ends)/sizes[n.split('.')[0]])**0.5
     return lsuv_(model, *xb, pre=None, per='channel', layers=[n for n in init_layers(model) if n not in ends])
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """LSUV next to one forward pass, and to fastinit's peers, over twelve models; writes one_pass.csv, peers.csv and their charts.
 
-    make bench        or        python benchmarks/bench_one_pass.py [models to try the peers on]
+    make bench        or        python benchmarks/bench_one_pass.py [models whose peers to measure again]
 """
 import sys
 import matplotlib.pyplot as plt
@@ -66,16 +66,19 @@ def draw_peers(df):
     fig.savefig(here/'peers.png', dpi=110)
 
 def measure_peers(names):
-    "peers.csv, saved after each model"
-    rows = []
+    "peers.csv, saved after each model; those of models not named stay"
+    f = here/'peers.csv'
     cases = [(n,16,64) for n in names] + [(n,32,128) for n in names if n=='simple_convnet'] # whose pass takes but 2 ms otherwise
     for c in progress_bar(cases):
-        rows += beside(*c)
-        save(pd.DataFrame(rows), 'peers', show=c==cases[-1])
-    draw_peers(pd.DataFrame(rows))
+        df = pd.DataFrame(beside(*c)).assign(machine=machine)
+        if f.exists():
+            old = pd.read_csv(f)
+            df = pd.concat([old[(old.model!=c[0]) | (old.batch!=df.batch[0])], df])
+        save(df.sort_values('model', key=lambda s: s.map(list(models).index), kind='stable'), 'peers', show=c==cases[-1])
+    draw_peers(pd.read_csv(f))
 
 def main():
-    if sys.argv[1:]: return measure_peers(sys.argv[1:]) # the peers on some models only
+    if sys.argv[1:]: return measure_peers(sys.argv[1:])
     df = pd.DataFrame([ratio(n, *size) for size in ((32,128),(16,64)) for n in progress_bar(list(models)) if not (n=='mlp_200' and size[1]==64)])
     save(df, 'one_pass')
     big = df[df.batch!=df.batch.iloc[-1]]

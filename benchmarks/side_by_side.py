@@ -84,7 +84,7 @@ def timed(f):
     f()
     return time.perf_counter()-t
 
-def interleaved(fs, runs=7, warm=1, limit=60.):
+def interleaved(fs, runs=7, warm=1, limit=float('inf')):
     "Name → list of seconds: the functions in turn, `runs` times; one that takes longer than `limit` in all is not started again"
     res = {k:[] for k in fs}
     for i in range(runs+warm):
@@ -98,5 +98,6 @@ def medians(fs, **kwargs): return {k:pd.Series(v).median() for k,v in interleave
 
 def save(df, name, show=True):
     "Write the figures, each row with the machine it comes from"
-    df.assign(machine=machine).to_csv(here/f'{name}.csv', index=False, float_format='%.4g')
-    if show: print(f'{name}\n{df.round(4).to_string(index=False)}\n{machine}\n')
+    if 'machine' not in df: df = df.assign(machine=machine)
+    df.to_csv(here/f'{name}.csv', index=False, float_format='%.4g')
+    if show: print(f'{name}\n{df.drop(columns="machine").round(4).to_string(index=False)}\n{machine}\n')

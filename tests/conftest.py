@@ -1,5 +1,5 @@
 import os, matplotlib, pytest, torch
-from fastinit.stats import first_tensor
+from fastinit.tensors import first_tensor
 matplotlib.use('agg')
 
 @pytest.fixture(autouse=True)

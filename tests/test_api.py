@@ -8,8 +8,8 @@ from fastcore.nbio import read_nb
 from fastinit._modidx import d
 
 root = Path(__file__).resolve().parent.parent
-notebooks = {re.sub(r'^\d+[a-z]?_', '', f.stem): f for f in sorted((root/'nbs').glob('*.ipynb'))}
-modules = sorted(m.split('.')[1] for m in d['syms'])
+notebooks = {re.sub(r'^\d+_', '', f.stem).replace('article_', 'article.'): f for f in sorted((root/'nbs').glob('*.ipynb'))}
+modules = sorted(m.partition('.')[2] for m in d['syms'] if not m.endswith('.article'))
 ADDED_TO = ('InitReport','Learner') # whose methods users call
 
 def public(module):
@@ -17,7 +17,7 @@ def public(module):
     mod = importlib.import_module(f'fastinit.{module}')
     res = {n:getattr(mod, n) for n in mod.__all__}
     for k in d['syms'][f'fastinit.{module}']:
-        *owner,n = k.split('.')[2:]
+        *owner,n = k.removeprefix(f'fastinit.{module}.').split('.')
         if not owner or any(o.startswith('_') for o in (*owner, n.replace('__init__','init').replace('__call__','call'))): continue
         res['.'.join([*owner, n])] = inspect.getattr_static(reduce(getattr, owner, mod), n)
     return res
@@ -55,7 +55,7 @@ def test_gaps_are_seen():
 def test_data_is_explained(module):
     "A `#:` line stands over data, or over the data just before it"
     mod = importlib.import_module(f'fastinit.{module}')
-    lines = (root/f'fastinit/{module}.py').read_text().splitlines()
+    lines = (root/f"fastinit/{module.replace('.', '/')}.py").read_text().splitlines()
     for n in mod.__all__:
         if inspect.isclass(o := getattr(mod, n)) or inspect.isfunction(o): continue
         i = next(i for i,l in enumerate(lines) if re.match(rf'[\w, ]*\b{n}\b[\w, ]*(:[^=]*)?=', l))
@@ -130,12 +130,12 @@ def test_package_is_clean(cmd):
     assert code==0, out
 
 @pytest.mark.parametrize('module,old,new', [
-    ('layers', ')->bool: # Is it a nonlinear', ')->Tensor: # Is it a nonlinear'),
-    ('schemes', "    a:float=0., # Negative slope, for", "    a:float='0', # Negative slope, for"),
+    ('acts', ')->bool: # Is it a nonlinear', ')->Tensor: # Is it a nonlinear'),
+    ('acts', "    a:float=0., # Negative slope, for", "    a:float='0', # Negative slope, for"),
     ('lsuv', '    std:float=1., # Target std', '    std:str=1., # Target std'),
     ('lsuv', "split_layers(model, layers, skip)", "split_layers(model, layers, tol)"),
-    ('stats', ')->InitReport: # One row', ')->int: # One row'),
-    ('plot', 'title:str=', 'title:int=')])
+    ('report', ')->InitReport: # One row', ')->int: # One row'),
+    ('page', 'title:str=', 'title:int=')])
 def test_wrong_hints_are_found(module, old, new, tmp_path):
     shutil.copytree(root/'fastinit', tmp_path/'fastinit', ignore=shutil.ignore_patterns('__pycache__'))
     f = tmp_path/f'fastinit/{module}.py'

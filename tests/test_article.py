@@ -90,7 +90,7 @@ def test_fashion_mnist(sub, zipped, tmp_path):
     assert all(a[1]==b[1] for a,b in zip(dls.train_ds, again.train_ds))
 
 def test_fashion_mnist_missing(monkeypatch):
-    monkeypatch.setattr(article, 'fashion_paths', [])
+    monkeypatch.setattr(article.data, 'fashion_paths', [])
     with pytest.raises(FileNotFoundError, match='apt-get install dataset-fashion-mnist'): fashion_mnist()
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def images(tmp_path):
 
 def test_imagenette(images, monkeypatch):
     asked = []
-    monkeypatch.setattr(article, 'untar_data', lambda url: (asked.append(url), images)[1])
+    monkeypatch.setattr(article.data, 'untar_data', lambda url: (asked.append(url), images)[1])
     dls = get_data('imagenette', size=64, bs=6, n_train=0, n_valid=0)
     assert asked==[URLs.IMAGENETTE_160] and (len(dls.train_ds), len(dls.valid_ds), dls.c)==(36,12,3)
     assert {Path(f).parent.parent.name for f in dls.valid_ds.items}=={'val'}
@@ -126,5 +126,5 @@ def test_folder_without_split(images):
 
 def test_imagenette_without_network(monkeypatch):
     def _untar(url): raise OSError('no route to host')
-    monkeypatch.setattr(article, 'untar_data', _untar)
+    monkeypatch.setattr(article.data, 'untar_data', _untar)
     with pytest.raises(FileNotFoundError, match='no route to host.*--data FOLDER'): imagenette()

@@ -105,11 +105,11 @@ def interrupt(*_): raise KeyboardInterrupt
 
 def try_fit(rank, case):
     "One fit of this process"
-    from fastinit.callback import _batch
+    from fastinit.callback import first_batch
     set_seed(rank)
     cbs = {'kaiming':[KaimingCallback()], 'both':[KaimingCallback(), LSUVCallback()]}.get(case, [LSUVCallback()])
     learn,error = Learner(data(rank), make(), loss_func=CrossEntropyLossFlat(), cbs=[AtStart(), *cbs]),None
-    x = _batch(learn)[0]
+    x = first_batch(learn)[0]
     if case in ('empty','empty kaiming') and rank==1: learn.dls.train.dataset,learn.dls.train.n = [],0
     if case=='interrupt' and rank==1: learn.model[2].register_forward_hook(interrupt)
     before,t = [p.detach().clone() for p in learn.model.parameters()],time.perf_counter()

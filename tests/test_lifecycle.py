@@ -207,7 +207,7 @@ def test_interrupted(error):
     assert learn.lsuv.done and not same(before, weights(learn))
 
 @pytest.mark.parametrize('pre', ['kaiming', None])
-@pytest.mark.parametrize('step', ['split_layers', 'get_scheme', 'forward', 'judged', '_first_not_finite', '_add_corrections', '_warn_left', '_warn_slow'])
+@pytest.mark.parametrize('step', ['split_layers', 'get_scheme', 'forward', 'judged', '_first_not_finite', '_add_corrections', 'warn_left', '_warn_slow'])
 def test_interrupted_between_steps(monkeypatch, step, pre):
     "An interrupt right after any step of LSUV leaves all as it was, and the next fit initializes"
     if step=='get_scheme' and pre is None: pre = 'xavier'
@@ -523,8 +523,8 @@ def test_beside(images, tmp_path, inits, names):
     assert same(body.parameters(), conv.parameters())==bool(kept)
     df = learn.lsuv.report.df.set_index('layer')
     assert df.status['0.0']==('loaded' if 'loaded' in kept else 'frozen' if kept else 'ok')
-    from fastinit.callback import _batch
-    seen = outputs(learn.start, AFFINE, *_batch(learn))
+    from fastinit.callback import first_batch
+    seen = outputs(learn.start, AFFINE, *first_batch(learn))
     assert len(seen)==3
     for n,o in seen.items(): assert abs(o.std()-1)<1e-3 or n=='0.0' and kept, n
     without = run_with(images, tmp_path/'b', names)

@@ -28,7 +28,8 @@ def dist(project):
 @pytest.fixture(scope='module')
 def wheel(dist): return zipfile.ZipFile(next(dist.glob('*.whl')))
 
-MODULES = {f'fastinit/{n}.py' for n in '__init__ __main__ _modidx all article branches callback layers lsuv plot schemes stats'.split()} | {'fastinit/py.typed'}
+MODULES = {f'fastinit/{n}.py' for n in '''__init__ __main__ _modidx acts all at_activation branches callback correction layers lsuv page plot pool probe report schemes stats tensors
+    article/__init__ article/command article/data article/models article/runs article/settings article/tables'''.split()} | {'fastinit/py.typed'}
 
 def test_wheel_contents(wheel): assert {n for n in wheel.namelist() if '.dist-info/' not in n}==MODULES
 
@@ -68,7 +69,7 @@ def test_metadata(wheel):
     assert set(meta.get_all('Provides-Extra'))=={'bench','dev','docs','zoo'}
     assert any('Python :: 3.13' in c for c in meta.get_all('Classifier')) and '# fastinit' in meta.get_payload()
     entry = wheel.read(next(n for n in wheel.namelist() if n.endswith('entry_points.txt'))).decode()
-    assert 'fastinit-article = fastinit.article:main' in entry and 'fastinit = fastinit._modidx:d' in entry
+    assert 'fastinit-article = fastinit.article.command:main' in entry and 'fastinit = fastinit._modidx:d' in entry
 
 def files(path, *folders): return {f.relative_to(path):f.read_bytes() for d in folders for f in sorted((path/d).rglob('*')) if f.is_file() and '__pycache__' not in f.parts}
 
@@ -90,7 +91,7 @@ def test_readme(project):
 
 def test_notebooks_hold_their_figures():
     from fastcore.nbio import read_nb
-    for nb in ('04_plot','05_callback','index'):
+    for nb in ('12_plot','14_callback','index'):
         outs = [o for c in read_nb(root/f'nbs/{nb}.ipynb').cells if c.cell_type=='code' for o in c.outputs]
         assert any('image/png' in o.get('data', {}) for o in outs), f'{nb} has no saved figure: run `make prepare`'
         assert not any(str(root) in str(o) or '/tmp/' in str(o) for o in outs), f'{nb} holds a path of one machine'

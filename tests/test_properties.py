@@ -5,7 +5,7 @@ import pytest, torch
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 from torch import nn
 from fastinit.all import *
-from fastinit.stats import probing
+from fastinit.probe import probing
 from conftest import AFFINE, Unchanged, outputs
 
 settings.register_profile('same', derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate, Phase.shrink])

@@ -11,7 +11,7 @@ from nbdev.serve import proc_nbs
 root = Path(__file__).resolve().parent.parent
 
 def page(name):
-    "The page that nbdev's links expect: 00_layers.ipynb → layers.ipynb"
+    "The page that nbdev's links expect: 01_layers.ipynb → layers.ipynb"
     return re.sub(r'^\d+[a-z]?_', '', name)
 
 def renamed(text):
@@ -24,7 +24,7 @@ def stage(cache, site):
     shutil.copytree(cache, site)
     for f in site.glob('*.ipynb'):
         text = re.sub(r'"output-file: [^"]*",?\s*', '', f.read_text()) # Quarto's own
-        text = text.replace('torch.nn.modules.module.Module', 'nn.Module').replace('>fastinit.stats.', '>') # in signatures
+        text = re.sub(r'>fastinit\.[a-z_.]+\.', '>', text.replace('torch.nn.modules.module.Module', 'nn.Module')) # in signatures
         f.write_text(renamed(text))
         f.rename(f.with_name(page(f.name)))
     cfg = yaml.safe_load((site/'_quarto.yml').read_text())

@@ -10,9 +10,8 @@ import torch, torchvision.models as tv
 from torch import nn
 from fastai.vision.all import Callback, CancelFitException, ResBlock, noop, xresnet18, xresnet50, xresnet101, pd
 from torch.nn.utils.parametrizations import weight_norm
-from fastinit import article
 from fastinit.all import *
-from fastinit.article import best_table, changes, get_data, main, models, plain_convnet, read_results, remove_norm, start_learner, starts
+from fastinit.article import architectures, best_table, get_data, inits, main, model_changes, new_learner, plain_convnet, prog, read_results, remove_norm
 
 here = Path(__file__).parent
 
@@ -31,8 +30,8 @@ def vit(c=10, act_cls=nn.GELU, size=16):
 def narrow(arch, norm, c=10, act_cls=nn.ReLU): return norm(arch(n_out=c, act_cls=act_cls, widen=0.25))
 
 for arch in (xresnet18, xresnet50, xresnet101):
-    for k,norm in {'':remove_norm, '_bn':noop}.items(): models[f'{arch.__name__}{k}_narrow'] = partial(narrow, arch, norm)
-models.update(mlp100=plain_mlp, convnet100=partial(plain_convnet, 100, width=32), vit=vit)
+    for k,norm in {'':remove_norm, '_bn':noop}.items(): architectures[f'{arch.__name__}{k}_narrow'] = partial(narrow, arch, norm)
+architectures.update(mlp100=plain_mlp, convnet100=partial(plain_convnet, 100, width=32), vit=vit)
 
 # What to aim at
 
@@ -132,11 +131,11 @@ def weight_norm_(model, *xb):
     for h in hooks: h.remove()
     return init_stats(model, *xb)
 
-starts.update({f'branch_{v}':('lsuv_residual', dict(branch_std=v)) for v in (1,0.5,0.1,0.03,'auto')},
+inits.update({f'branch_{v}':('lsuv_residual', dict(branch_std=v)) for v in (1,0.5,0.1,0.03,'auto')},
     branch_stage=(by_stage_, {}), branch_zero=('lsuv_residual', dict(branch_std=None)), per_layer=('lsuv_residual', dict(per='layer')),
     uncentered=('lsuv_residual', dict(per='layer', center=False)), **{'head_0.1':(partial(head_, 0.1), {}), 'head_zero':(partial(head_, 0.), {})},
     fixup=(fixup_, {}), skipinit=('kaiming', {}), nf_beta=('kaiming', {}), weight_norm=(weight_norm_, {}))
-changes.update(branch_zero=partial(with_scale, 0.), fixup=fixup_model, skipinit=partial(with_scale, 0.), nf_beta=nf_model, weight_norm=weight_norm_model)
+model_changes.update(branch_zero=partial(with_scale, 0.), fixup=fixup_model, skipinit=partial(with_scale, 0.), nf_beta=nf_model, weight_norm=weight_norm_model)
 
 # The loss of the first steps
 
@@ -156,13 +155,13 @@ def losses(folder, n=50):
     dls = get_data(**{k:cfg[k] for k in ('data','size','bs','n_train','n_valid')})
     for k,lr in best_table(results).best_lr.items():
         for seed in sorted(results.seed.unique()):
-            learn,first = start_learner(dls, cfg['model'], k, int(seed), cfg['opt']),FirstLosses(n)
+            learn,first = new_learner(dls, cfg['model'], k, int(seed), cfg['opt']),FirstLosses(n)
             with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(cfg['epochs'], float(lr), cbs=first)
             rows += [dict(scheme=k, lr=lr, seed=seed, step=i+1, loss=v) for i,v in enumerate(first.losses)]
     pd.DataFrame(rows).to_csv(Path(folder)/'losses.csv', index=False, float_format='%.6g')
 
 if __name__=='__main__':
-    article.prog[:] = ['python','benchmarks/residual.py']
+    prog[:] = ['python','benchmarks/residual.py']
     torch.set_flush_denormal(True) # of a vanishing signal, which would take four times as long
     if sys.argv[1:2]==['losses']: losses(*sys.argv[2:])
     else:

@@ -1,16 +1,18 @@
-"""`from fastinit.all import *`, as fastai does."""
-from .tensors import *
-from .layers import *
-from .acts import *
-from .probe import *
-from .pool import *
-from .stats import *
-from .report import *
-from .schemes import *
-from .branches import *
-from .correction import *
-from .at_activation import *
-from .lsuv import *
-from .plot import *
-from .page import *
-from .callback import *
+"""What a user needs, by name: `from fastinit.all import *`, as fastai does."""
+from .layers import init_layers
+from .acts import GeneralReLU, act_gain
+from .probe import InitError
+from .stats import layer_grads, layer_hists
+from .report import init_stats
+from .schemes import default_, fans, init_, kaiming_, normal_, orthogonal_, recurrent_, schemes, xavier_
+from .branches import residual_branches
+from .lsuv import lsuv_, lsuv_residual_
+from .plot import plot_depth, plot_grads, plot_hists, plot_init_stats, plot_lr_range, plot_metrics, scheme_colors
+from .page import InitReport # with its HTML
+from .callback import InitCallback, KaimingCallback, LSUVCallback # and Learner.init_report, Learner.compare_inits
+
+__all__ = ['lsuv_', 'lsuv_residual_', 'kaiming_', 'xavier_', 'orthogonal_', 'normal_', 'default_', 'recurrent_', 'init_', 'schemes',
+           'InitCallback', 'KaimingCallback', 'LSUVCallback',
+           'init_stats', 'InitReport', 'InitError', 'layer_hists', 'layer_grads', 'residual_branches',
+           'plot_init_stats', 'plot_hists', 'plot_grads', 'plot_depth', 'plot_metrics', 'plot_lr_range', 'scheme_colors',
+           'init_layers', 'act_gain', 'fans', 'GeneralReLU']

@@ -77,7 +77,7 @@ class InitReport:
         return self
 
     @property
-    def counts(self):
+    def counts(self)->str: # Such as '54 layers: 5 vanishing (first: 4.convpath.1.0), 49 ok'
         "How many layers there are of each status, the worst first"
         counts = self.df.status.value_counts(sort=False)
         worst,fine = [o for o in ('not finite','dead','exploding','vanishing') if o in counts],[o for o in ('ok','zero') if o in counts]

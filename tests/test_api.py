@@ -5,20 +5,22 @@ from pathlib import Path
 import pytest
 from fastcore.docments import docments
 from fastcore.nbio import read_nb
+import fastinit.all, fastinit.article
 from fastinit._modidx import d
 
 root = Path(__file__).resolve().parent.parent
 notebooks = {re.sub(r'^\d+_', '', f.stem).replace('article_', 'article.'): f for f in sorted((root/'nbs').glob('*.ipynb'))}
 modules = sorted(m.partition('.')[2] for m in d['syms'] if not m.endswith('.article'))
+users = {*fastinit.all.__all__, *fastinit.article.__all__}
 ADDED_TO = ('InitReport','Learner') # whose methods users call
 
 def public(module):
-    "(name, object) of `__all__`, and of the public methods that the notebook defines or adds to other classes"
+    "(name, object) of what `fastinit.all` and `fastinit.article` give that this module defines, and of the methods that it adds to users' classes"
     mod = importlib.import_module(f'fastinit.{module}')
-    res = {n:getattr(mod, n) for n in mod.__all__}
+    res = {n:getattr(mod, n) for n in mod.__all__ if n in users}
     for k in d['syms'][f'fastinit.{module}']:
         *owner,n = k.removeprefix(f'fastinit.{module}.').split('.')
-        if not owner or any(o.startswith('_') for o in (*owner, n.replace('__init__','init').replace('__call__','call'))): continue
+        if not owner or owner[0] not in (*users, 'Learner') or any(o.startswith('_') for o in (*owner, n.replace('__init__','init').replace('__call__','call'))): continue
         res['.'.join([*owner, n])] = inspect.getattr_static(reduce(getattr, owner, mod), n)
     return res
 
@@ -57,6 +59,7 @@ def test_data_is_explained(module):
     mod = importlib.import_module(f'fastinit.{module}')
     lines = (root/f"fastinit/{module.replace('.', '/')}.py").read_text().splitlines()
     for n in mod.__all__:
+        if n not in users: continue
         if inspect.isclass(o := getattr(mod, n)) or inspect.isfunction(o): continue
         i = next(i for i,l in enumerate(lines) if re.match(rf'[\w, ]*\b{n}\b[\w, ]*(:[^=]*)?=', l))
         while re.match(r'\w[\w, ]*=', lines[i-1]): i -= 1

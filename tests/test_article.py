@@ -63,7 +63,7 @@ def test_help(tmp_path):
 def test_settings_name_every_experiment():
     for name in ('simple','xresnet50','xresnet50_bn','xresnet50_affine'):
         cfg = read_experiment(name, settings)
-        assert len(cfg['lrs'])>=4 and len(cfg['seeds'])>=3 and cfg['schemes']==list(article.starts)[:9]
+        assert len(cfg['lrs'])>=4 and len(cfg['seeds'])>=3 and cfg['schemes']==list(article.inits)[:9]
 
 def idx(path, a, name, zipped):
     path.mkdir(parents=True, exist_ok=True)

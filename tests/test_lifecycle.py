@@ -17,6 +17,7 @@ from fastai.distributed import ParallelTrainer
 from fastai.text.all import (AWD_LSTM, BaseTokenizer, awd_lstm_clas_config, awd_lstm_lm_config, get_language_model, language_model_learner, text_classifier_learner,
                              DataBlock, TextBlock, CategoryBlock, ColReader, RandomSplitter)
 from fastinit.all import *
+from fastinit.layers import unwrap
 from conftest import AFFINE, Unchanged, outputs
 
 def data(n=96, bs=16, d=12):

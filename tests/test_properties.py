@@ -5,6 +5,8 @@ import pytest, torch
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 from torch import nn
 from fastinit.all import *
+from fastinit.acts import is_activation
+from fastinit.layers import layer_names
 from fastinit.probe import probing
 from conftest import AFFINE, Unchanged, outputs
 

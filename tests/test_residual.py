@@ -4,7 +4,7 @@ from pathlib import Path
 import pandas as pd, pytest, torch
 from torch import nn
 from fastinit.all import *
-from fastinit.article import build_model, starts
+from fastinit.article import build_model, inits
 folder = Path(__file__).parent.parent/'benchmarks'
 sys.path.insert(0, str(folder))
 import residual # noqa: E402
@@ -16,7 +16,7 @@ x = torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 def start(k, model='xresnet18_narrow'):
     torch.manual_seed(0)
     m = build_model(model, k, 10)
-    return m,init_(m, starts[k][0], x, **starts[k][1])
+    return m,init_(m, inits[k][0], x, **inits[k][1])
 
 def branch_stds(k):
     "Std of what each of the eight branches adds"

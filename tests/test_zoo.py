@@ -17,6 +17,7 @@ from fastai.text.models.awdlstm import AWD_LSTM, awd_lstm_clas_config, awd_lstm_
 from fastai.text.models.core import get_language_model, get_text_classifier
 from fastai.vision.models.unet import DynamicUnet
 from fastinit.all import *
+from fastinit.layers import affine_types
 from fastinit.probe import probing
 from conftest import AFFINE, Unchanged, outputs
 

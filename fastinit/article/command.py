@@ -66,7 +66,7 @@ def main(
         dls = get_data(**{k:cfg[k] for k in ('data','size','bs','n_train','n_valid')})
         results = run_experiment(cfg, out, dls, command)
     except (ValueError, FileNotFoundError) as e: raise SystemExit(f'fastinit-article: {e}')
-    reports = start_reports(dls, cfg['model'], cfg['schemes'], cfg['seeds'][0])
+    reports = init_reports(dls, cfg['model'], cfg['schemes'], cfg['seeds'][0])
     made = []
     for k,fig in _charts(results, reports).items():
         for ext in ('png','svg'):

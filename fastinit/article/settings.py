@@ -44,8 +44,8 @@ def _list(f):
     _l.what = f'a list, separated by spaces, each {f.what}'
     return _l
 
-_keys = dict(data=str, model=_name(models), size=_whole(8), n_train=_whole(0), n_valid=_whole(0), bs=_whole(2), epochs=_whole(1),
-             opt=_name(opts), lrs=_list(_rate), schemes=_list(_name(starts)), seeds=_list(_whole(0)))
+_keys = dict(data=str, model=_name(architectures), size=_whole(8), n_train=_whole(0), n_valid=_whole(0), bs=_whole(2), epochs=_whole(1),
+             opt=_name(opts), lrs=_list(_rate), schemes=_list(_name(inits)), seeds=_list(_whole(0)))
 
 # %% ../../nbs/22_article_settings.ipynb #046cbc02
 def read_experiment(

@@ -89,7 +89,7 @@ def best_difference(
 # %% ../../nbs/24_article_tables.ipynb #74591b15
 def summary_table(
     folders:dict, # Title of a row → folder that `fastinit-article` filled
-    schemes:Iterable=('default','kaiming','lsuv'), # Columns, names in `starts`
+    schemes:Iterable=('default','kaiming','lsuv'), # Columns, names in `inits`
 )->pd.DataFrame: # A row an experiment; accuracy after the last epoch, its spread over seeds, and the learning rate
     "What each scheme reached at its best learning rate, in every experiment."
     rows = {}

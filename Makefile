@@ -44,9 +44,10 @@ bench: .venv/bench  ## every benchmark; figures in benchmarks/
 readme: .venv/docs  ## README.md from nbs/index.ipynb
 	$(BIN)/python tools/readme.py
 
-prepare: .venv/dev .venv/docs  ## after editing notebooks: run and save them, export, clean, README
+prepare: .venv/dev .venv/docs  ## after editing notebooks: run and save them, export, clean, light pictures, README
 	OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore $(BIN)/nbdev-test --save --n-workers 2
 	$(BIN)/nbdev-export && $(BIN)/nbdev-clean
+	$(BIN)/python tools/figures.py
 	$(BIN)/python tools/readme.py
 
 clean:  ## remove what was built, .venv too

@@ -136,7 +136,7 @@ def draw(df):
     for i,r in df.iterrows(): ax.text(share[i], i, f' {r.measured:.3g} of {r.limit:.3g} {r.unit}', va='center', fontsize=7)
     ax.set_yticks(range(len(df)), df.what, fontsize=8); ax.invert_yaxis(); ax.margins(x=0.22, y=0.01)
     ax.axvline(1, color='0.5', ls='--', lw=1); ax.set_xlabel('measured ÷ the limit that was set beforehand')
-    ax.figure.savefig(here/'costs.png', dpi=110)
+    save_png(ax.figure, here/'costs.png', dpi=110)
 
 def main():
     save(limit(), 'limit')

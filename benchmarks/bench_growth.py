@@ -28,7 +28,7 @@ def draw(df):
         for k,m in g.groupby('method', sort=False): ax.plot(m.n, m.seconds, marker='o', ms=4, lw=5 if k=='lsuv' else 1.5, color=colors.get(k, '#56B4E9'), ls='--' if k=='forward' else '-', label=k) # wide: another may lie on it
         ax.set_xscale('log'); ax.set_yscale('log'); ax.set_title(dict(mlp='MLP', convnet='plain convnet').get(family, family), fontsize=10); ax.set_xlabel(f"{axis} ({dict(depth='layers', batch='items', width='features')[axis]}, log scale)"); ax.grid(alpha=0.25)
     axs[0].set_ylabel('seconds (log scale)'); axs[0].legend(frameon=False, fontsize=8)
-    axs[0].figure.savefig(here/'growth.png', dpi=110)
+    save_png(axs[0].figure, here/'growth.png', dpi=110)
 
 def main():
     rows = []

@@ -51,7 +51,7 @@ def draw_ratios(df):
     ax.axvline(1, color='0.5', ls='--', lw=1); ax.margins(x=0.08)
     ax.set_xlabel('time of lsuv_(pre=None) ÷ one forward pass without gradients (mlp_200: batch of 512×512)')
     fig.legend(loc='outside upper center', ncols=2, frameon=False)
-    fig.savefig(here/'one_pass.png', dpi=110)
+    save_png(fig, here/'one_pass.png', dpi=110)
 
 def draw_peers(df):
     "The chart of peers.csv"
@@ -63,7 +63,7 @@ def draw_peers(df):
     for ax in (a,b): ax.set_xscale('log'); ax.margins(x=0.12)
     a.invert_yaxis() # shared, so turned twice
     fig.legend(*a.get_legend_handles_labels(), loc='outside upper center', ncols=4, frameon=False)
-    fig.savefig(here/'peers.png', dpi=110)
+    save_png(fig, here/'peers.png', dpi=110)
 
 def measure_peers(names):
     "peers.csv, saved after each model; those of models not named stay"

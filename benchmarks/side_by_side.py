@@ -11,6 +11,7 @@ from torch import nn
 from fastai.vision.all import xresnet50
 from fastinit.all import *
 from fastinit.article import simple_convnet
+from fastinit.plot import save_png
 from lsuv import lsuv_with_singlebatch
 from torchbearer.callbacks.lsuv import LSUV as TorchbearerLSUV
 

@@ -216,6 +216,7 @@ def test_choices_in_detection(name, monkeypatch):
 def teardown_module():
     if not WHOLE or len(rows)<100: return
     import matplotlib.pyplot as plt
+    from fastinit.plot import save_png
     out,df = Path(__file__).parent.parent/'benchmarks',pd.DataFrame(rows)
     df['ratio'] = df.seconds/df.forward
     df.to_csv(out/'zoo.csv', index=False, float_format='%.3g')
@@ -228,4 +229,4 @@ def teardown_module():
     axs[0].legend(fontsize=8)
     axs[1].axhline(1, color='0.5', ls='--', lw=1)
     axs[1].set(xscale='log', xlabel='seconds of one forward pass (log scale)', ylabel='time of lsuv_ ÷ one forward pass', title='best of up to 3 runs each', ylim=0)
-    axs[0].figure.savefig(out/'zoo.png', dpi=110)
+    save_png(axs[0].figure, out/'zoo.png', dpi=110)

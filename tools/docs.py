@@ -70,6 +70,16 @@ def no_fonts(out):
     for f in out.rglob('*.css'):
         if (new := re.sub(r'@import url\(https?:[^)]*\);?', '', text := f.read_text()))!=text: f.write_text(new)
 
+def pictures(out):
+    "Pictures that pages show from benchmarks/ come along, in a folder of the site"
+    for f in out.rglob('*.html'):
+        text = f.read_text()
+        for name in set(re.findall(r'src="\.\./benchmarks/([^"]*)"', text)):
+            to = out/'benchmarks_files'/name
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(root/'benchmarks'/name, to)
+        if (new := text.replace('src="../benchmarks/', 'src="benchmarks_files/'))!=text: f.write_text(new)
+
 def main():
     os.chdir(root)
     cfg,site,out = get_config(),root/'_proc_site',root/'_docs'
@@ -82,6 +92,7 @@ def main():
     local_links(out, f'{cfg.doc_host}{cfg.doc_baseurl}')
     mathml(out)
     no_fonts(out)
+    pictures(out)
     print(f'the site is in {out.name}/: open {out.name}/index.html')
 
 if __name__=='__main__': main()

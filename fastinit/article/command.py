@@ -56,7 +56,7 @@ def main(
     schemes:str|None=None, # Starts, as 'default kaiming lsuv', or normal, xavier, orthogonal, lsuv_uncentered, lsuv_orthogonal, lsuv_activation; default: the section's
     seeds:str|None=None, # A run for each, as '0 1 2'; default: the section's
 )->None:
-    "Run an experiment of the article; writes results.csv, its settings and the charts (PNG and SVG), and prints the accuracies. What is wrong it says and ends (`SystemExit`)."
+    "Run an experiment of the article; writes results.csv, its settings and the charts, and prints the accuracies. What is wrong it says and ends (`SystemExit`)."
     given = {k:v for k,v in dict(model=model, data=data, size=size, n_train=n_train, n_valid=n_valid, bs=bs, epochs=epochs, opt=opt, lrs=lrs, schemes=schemes, seeds=seeds).items() if v is not None}
     out = Path(out)
     command = shlex.join([*prog, experiment, *(o for k,v in given.items() for o in (f"--{k.replace('_','-')}", str(v)))])
@@ -69,9 +69,8 @@ def main(
     reports = init_reports(dls, cfg['model'], cfg['schemes'], cfg['seeds'][0])
     made = []
     for k,fig in _charts(results, reports).items():
-        for ext in ('png','svg'):
-            made.append(out/f'{k}.{ext}')
-            with plt.rc_context({'svg.hashsalt':'fastinit'}): fig.savefig(made[-1], dpi=120, metadata={'Date':None} if ext=='svg' else None)
+        made.append(out/f'{k}.png')
+        save_png(fig, made[-1])
     pd.concat({k:r.df.drop(columns='shape') for k,r in reports.items()}, names=['scheme']).reset_index('scheme').to_csv(out/'init_stats.csv', index=False)
     text = _report(cfg, results, f'Made by: {command}')
     (out/'results.txt').write_text(text+'\n')

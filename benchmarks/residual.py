@@ -38,12 +38,12 @@ architectures.update(mlp100=plain_mlp, convnet100=partial(plain_convnet, 100, wi
 @torch.no_grad()
 def by_stage_(model, *xb):
     "Each branch at about 1/√(number of branches in its stage): the layers before it are corrected again after it"
-    lsuv_residual_(model, *xb, branch_std='auto')
+    lsuv_residual_(model, *xb, branch_scale='auto')
     ends = residual_branches(model, *xb)
     sizes = pd.Series([n.split('.')[0] for n in ends]).value_counts()
     for n in ends:
         for p in model.get_submodule(n).parameters(): p *= (len(ends)/sizes[n.split('.')[0]])**0.5
-    return lsuv_(model, *xb, pre=None, per='channel', layers=[n for n in init_layers(model) if n not in ends])
+    return lsuv_(model, *xb, pre=None, center='channel', layers=[n for n in init_layers(model) if n not in ends])
 
 @torch.no_grad()
 def head_(scale, model, *xb):
@@ -131,9 +131,9 @@ def weight_norm_(model, *xb):
     for h in hooks: h.remove()
     return init_stats(model, *xb)
 
-inits.update({f'branch_{v}':('lsuv_residual', dict(branch_std=v)) for v in (1,0.5,0.1,0.03,'auto')},
-    branch_stage=(by_stage_, {}), branch_zero=('lsuv_residual', dict(branch_std=None)), per_layer=('lsuv_residual', dict(per='layer')),
-    uncentered=('lsuv_residual', dict(per='layer', center=False)), **{'head_0.1':(partial(head_, 0.1), {}), 'head_zero':(partial(head_, 0.), {})},
+inits.update({f'branch_{v}':('lsuv_residual', dict(branch_scale=v)) for v in (1,0.5,0.1,0.03,'auto')},
+    branch_stage=(by_stage_, {}), branch_zero=('lsuv_residual', dict(branch_scale=None)), per_layer=('lsuv_residual', dict(center=True)),
+    uncentered=('lsuv_residual', dict(center=False)), **{'head_0.1':(partial(head_, 0.1), {}), 'head_zero':(partial(head_, 0.), {})},
     fixup=(fixup_, {}), skipinit=('kaiming', {}), nf_beta=('kaiming', {}), weight_norm=(weight_norm_, {}))
 model_changes.update(branch_zero=partial(with_scale, 0.), fixup=fixup_model, skipinit=partial(with_scale, 0.), nf_beta=nf_model, weight_norm=weight_norm_model)
 

@@ -71,7 +71,7 @@ class InitCallback(Callback):
         learn = Learner(dls, model, cbs=InitCallback('xavier'))
         learn.fit_one_cycle(3) # initializes, then trains
 
-    `learn.init_report()` shows what it did. Frozen, loaded and pretrained layers keep their weights, unless named in `layers=` or with `force=True`.
+    `learn.init_report()` shows what it did. Frozen, loaded and pretrained layers keep their weights, unless `force=True`; `layers` chooses some.
     """
     report:InitReport|None # What the layers gave
     seen:dict|None # A few values of each parameter, when the Learner was made
@@ -79,12 +79,13 @@ class InitCallback(Callback):
     order = TrainEvalCallback.order+1 # on the device, before wrapping and before LRFinder's snapshot
     def __init__(self,
         scheme:str|Callable, # A name in `schemes`, or a function of `(model)` or `(model, *xb)`
-        layers:LayerChoice=None, # As in `chosen_layers`; those named are initialized even if frozen or loaded
-        force:bool=False, # Initialize all layers, frozen, loaded and pretrained ones too
+        *,
+        layers:LayerChoice=None, # As in `init_layers`
+        force:bool=False, # Initialize frozen, loaded and pretrained layers too
         include_paramless:bool=False, # Also list modules without parameters, such as ReLU, in the report
         **kwargs # Passed to the scheme
     ):
-        get_scheme(scheme)
+        check_scheme(scheme, kwargs)
         store_attr()
         self.kwargs = kwargs
         self.done,self.report,self.seen = False,None,None
@@ -107,12 +108,12 @@ class InitCallback(Callback):
     def before_fit(self)->None:
         "Initialize, if this is the start of training"
         if self.done or self.learn.opt is None or _predicts(): return
-        model = check_model(self.learn.model)
-        layers = list(chosen_layers(model)) if self.force and self.layers is None else self.layers
-        skip = self.keep(model) if layers is None else {}
-        self.report = init_(model, self.scheme, *agreed_batch(self.learn), layers=layers, skip=skip, include_paramless=self.include_paramless, **self.options())
+        model = unwrap(check_model(self.learn.model))
+        todo,_ = split_layers(model, self.layers, force=self.force, skip={} if self.force else self.keep(model))
+        xb = agreed_batch(self.learn)
+        self.report = init_split(model, self.scheme, xb, todo, self.include_paramless, **self.options())
         self.learn._init_report,self.done = self.report,True
-        mine = {id(p) for m in split_layers(model, layers, skip)[0].values() for p in m.parameters()}
+        mine = {id(p) for m in todo.values() for p in m.parameters()}
         for cb in self.learn.cbs: # what this callback changed is not 'loaded' to the next one
             if isinstance(cb, InitCallback) and cb.seen is not None: cb.seen = {**cb.seen, **_samples(model, mine)}
 
@@ -122,7 +123,7 @@ class InitCallback(Callback):
 
     def keep(self, model:nn.Module)->dict:
         "Name → reason for layers with weights that must not be lost"
-        ls,learn = chosen_layers(model),self.learn
+        ls,learn = chosen_layers(model, self.layers),self.learn
         stepped = any(set(o)-{'do_wd','force_train'} for o in learn.opt.state.values()) # what fastai writes at the start
         if stepped or hasattr(learn, 'skip_to_epoch'): return dict.fromkeys(ls, 'loaded')
         params = {n:dict(m.named_parameters()) for n,m in ls.items()}
@@ -141,11 +142,12 @@ class KaimingCallback(InitCallback):
         learn.fit_one_cycle(3) # initializes, then trains
 
     `nonlinearity` names the activation for all layers, or 'auto': the one that feeds each layer; `a` is the slope of a leaky ReLU.
-    `mode`: 'fan_in' or 'fan_out'; `distribution`: 'normal' or 'uniform'. `layers` and `force` are those of `InitCallback`.
+    `mode`: 'fan_in' or 'fan_out'; `distribution`: 'normal' or 'uniform'. `layers` and `force` are those of `InitCallback`, as is `include_paramless`.
     """
-    @delegates(kaiming_)
+    @delegates(kaiming_, but=['force'])
     def __init__(self,
-        force:bool=False, # Initialize all layers, frozen, loaded and pretrained ones too
+        *,
+        force:bool=False, # Initialize frozen, loaded and pretrained layers too
         include_paramless:bool=False, # Also list modules without parameters, such as ReLU, in the report
         **kwargs
     ): # A callback for `cbs=`
@@ -159,17 +161,18 @@ class LSUVCallback(InitCallback):
         learn.fit_one_cycle(3) # one batch gives every layer mean 0 and std 1, then it trains
 
     `learn.init_report()` shows what it did, `learn.lsuv.report.df` is the table.
-    Frozen, loaded and pretrained layers keep their weights, unless named in `layers=` (types, dotted names, modules, a function of name and module) or with `force=True`.
+    `layers` chooses: types, dotted names, modules, a function of name and module. Frozen, loaded and pretrained layers keep their weights, unless `force=True`.
     `pre` runs first: 'kaiming', 'orthogonal' (the paper), any other of `schemes`, or None to keep the weights.
-    `std` is the target, `tol` how near is near enough; `center` also takes the mean out, where there is a bias.
+    `std` is the target, `tol` how near is near enough; `center` also takes the mean out, where there is a bias; 'channel': that of each channel.
     `at='activation'` makes both right after the activation that follows a layer, in `max_iter` steps at most where it is no ReLU.
-    `per='channel'` takes the mean out of each channel; `branch_std=0` silences residual branches until the first step, 'auto' lets all of them together add a variance of 1 to the stream.
+    `branch_scale=0` silences residual branches until the first step, 'auto' lets all of them together add a variance of 1 to the stream.
     `include_paramless` also lists ReLUs and other modules without parameters. Raises `InitError`, with every weight as it was, where a layer gives NaN or inf.
     """
     order = InitCallback.order+1 # the article's conclusion: Kaiming, then LSUV
-    @delegates(lsuv_, but=['skip'])
+    @delegates(lsuv_, but=['force'])
     def __init__(self,
-        force:bool=False, # Initialize all layers, frozen, loaded and pretrained ones too
+        *,
+        force:bool=False, # Initialize frozen, loaded and pretrained layers too
         **kwargs
     ): # A callback for `cbs=`
         super().__init__('lsuv', force=force, **kwargs)
@@ -183,6 +186,7 @@ class LSUVCallback(InitCallback):
 @patch
 @delegates(plot_init_stats)
 def init_report(self:Learner,
+    *,
     include_paramless:bool=False, # Also measure modules without parameters (where nothing was recorded)
     hist:bool=False, # Also the histogram of each layer, of the model as it is now
     grads:bool=False, # Also the std of the loss's gradient at each layer, of the model as it is now; the loss without other callbacks
@@ -194,26 +198,45 @@ def init_report(self:Learner,
         model,(xb,yb) = check_model(self.model),inputs_targets(self)
         report = init_stats(model, *xb, include_paramless=include_paramless)
         if hist: report.hists = layer_hists(model, *xb, include_paramless=include_paramless)
-        if grads: report.df['grad_std'] = report.df.layer.map(layer_grads(model, self.loss_func, xb, yb, include_paramless))
+        if grads: report.df['grad_std'] = report.df.layer.map(layer_grads(model, self.loss_func, xb, yb, include_paramless=include_paramless))
     report.plot(**kwargs)
     if hist: plot_hists(report)
     if grads: plot_grads(report)
     return report
 
 # %% ../nbs/14_callback.ipynb #e77c478b
+def _init_name(o): return scheme_name(o.scheme) if isinstance(o, InitCallback) else scheme_name(o)
+
+def _named_inits(inits):
+    "Name → scheme or callback, each checked; equal names are numbered"
+    if isinstance(inits, dict): res = inits
+    else:
+        res = {}
+        for o in L(inits):
+            n,i = _init_name(o),1
+            while n in res: n = f'{_init_name(o)} {(i := i+1)}'
+            res[n] = o
+    for n,o in res.items():
+        if isinstance(o, type) and issubclass(o, Callback): raise TypeError(f"'{n}' is a class: pass a callback, `{o.__name__}()`, or the name of a scheme")
+        if not isinstance(o, InitCallback): check_scheme(o, {})
+    return res
+
 @patch
 @delegates(plot_init_stats)
 def compare_inits(self:Learner,
-    inits:Iterable=('default','kaiming','lsuv'), # Names in `schemes` or functions
-    layers:LayerChoice=None, # As in `chosen_layers`
+    inits:Iterable|dict=('default','kaiming','lsuv'), # Names in `schemes`, functions and callbacks, or {name: one of these}
+    *,
+    layers:LayerChoice=None, # As in `init_layers`; a callback has its own
     include_paramless:bool=False, # Also measure modules without parameters, such as ReLU
     **kwargs
 )->dict: # Name → `InitReport`
-    "Draw what each initialization would do to this model and data, one line a scheme; model, optimizer, data order and random state stay as they are."
-    model,reports,xb = check_model(self.model),{},first_batch(self)
+    "Draw what each initialization would do to this model and data, one line each; model, optimizer, data order and random state stay as they are. Raises `TypeError` or `ValueError` before it starts if one of them is none."
+    inits,model,reports = _named_inits(inits),check_model(self.model),{}
+    xb = first_batch(self)
     values = [*model.parameters(), *(m.sub for m in model.modules() if isinstance(m, GeneralReLU))]
-    for f in progress_bar(L(inits), leave=False) if hasattr(self, 'progress') else L(inits):
-        with all_or_nothing(values, keep=False): report = init_(model, f, *xb, layers=layers, include_paramless=include_paramless)
-        reports[report.scheme] = report
+    for n,o in progress_bar(list(inits.items()), leave=False) if hasattr(self, 'progress') else inits.items():
+        scheme,options = (o.scheme, dict(o.kwargs, layers=o.layers, force=o.force)) if isinstance(o, InitCallback) else (o, dict(layers=layers))
+        with all_or_nothing(values, keep=False): reports[n] = init_(model, scheme, *xb, include_paramless=include_paramless, **options)
+        reports[n].scheme = n
     plot_init_stats(reports, **kwargs)
     return reports

@@ -6,7 +6,7 @@ Docs: https://fastinit.github.io/fastinit/layers.html.md"""
 
 # %% auto #0
 __all__ = ['affine_types', 'recurrent_types', 'LayerChoice', 'is_leaf', 'leaves', 'layer_names', 'unwrap', 'attention_units',
-           'is_batchnorm', 'check_model', 'chosen_layers', 'scaled_param', 'zero_layers', 'recurrent_params',
+           'is_batchnorm', 'check_model', 'Layers', 'chosen_layers', 'scaled_param', 'zero_layers', 'recurrent_params',
            'split_layers', 'init_layers']
 
 # %% ../nbs/01_layers.ipynb #2424b74c
@@ -103,6 +103,12 @@ def check_model(
     return model
 
 # %% ../nbs/01_layers.ipynb #91b35f74
+class Layers(dict):
+    "Dotted name → module: the layers to initialize. As `layers=` of a scheme it stands for just these, frozen or not; `left` says why others are left alone."
+    def __init__(self, layers:dict, left:dict):
+        super().__init__(layers)
+        self.left = left
+
 def _chooser(layers):
     "`layers`, in any of its forms, as a predicate on (name, module)"
     if layers is None: return lambda n,m: isinstance(m, affine_types+recurrent_types)
@@ -133,6 +139,7 @@ def chosen_layers(
     layers:LayerChoice=None, # Types, dotted names (a parent's name stands for the layers in it), modules, or a `f(name, module)`; default: linear, convolution, bilinear, recurrent
 )->dict: # Dotted name → module, in the order of definition
     "The layers of `model` that `layers` speaks of, whether or not they may be changed; raises `ValueError` if there are none."
+    if isinstance(layers, Layers): return layers
     return _chosen(_checked_names(model), layers)
 
 # %% ../nbs/01_layers.ipynb #568bcb13
@@ -161,12 +168,12 @@ def recurrent_params(
     return m._flat_weights_names if isinstance(m, nn.RNNBase) else [n for n,p in m._parameters.items() if p is not None]
 
 # %% ../nbs/01_layers.ipynb #f0986594
-def _reason(m, by_choice, tied):
+def _reason(m, force, tied):
     "Why `m` must not be changed, or None"
     if isinstance(m, recurrent_types): # WeightDropout puts tensors in the place of weights
         if any(not isinstance(getattr(m, k), nn.Parameter) for k in recurrent_params(m)): return 'unsupported parametrization'
     elif scaled_param(m) is None: return 'unsupported parametrization'
-    if not (by_choice or all(p.requires_grad for p in m.parameters())): return 'frozen'
+    if not (force or all(p.requires_grad for p in m.parameters())): return 'frozen'
     if any(id(p) in tied for p in m._parameters.values()): return 'shared'
 
 def _shared_biases(mods):
@@ -176,23 +183,28 @@ def _shared_biases(mods):
 
 def split_layers(
     model:nn.Module, # Looked through, never called
-    layers:LayerChoice=None, # As in `chosen_layers`; layers chosen by hand are not left alone for being frozen
+    layers:LayerChoice=None, # As in `chosen_layers`
+    *,
+    force:bool=False, # Also frozen layers?
     skip:dict|None=None, # Dotted name → reason, for further layers that must stay as they are
-)->tuple: # ({dotted name: module} to initialize, {dotted name: why not} for the others)
+)->tuple[Layers,dict]: # (`Layers` to initialize, {dotted name: why not} for the others)
     "The layers that an initialization of `model` changes; and those it must not: 'frozen', 'zero', 'shared' or 'unsupported parametrization'."
     names = _checked_names(model)
+    if isinstance(layers, Layers): return layers,layers.left
     ls = _chosen(names, layers)
     mods = set(ls.values())
     tied = {id(p) for m in names if m not in mods for p in m._parameters.values() if p is not None} | _shared_biases(mods)
     skip = skip or {}
-    left = {n:r for n,m in ls.items() if (r := skip.get(n) or _reason(m, layers is not None, tied))}
+    left = {n:r for n,m in ls.items() if (r := skip.get(n) or _reason(m, force, tied))}
     left.update(dict.fromkeys(zero_layers({n:m for n,m in ls.items() if n not in left and not isinstance(m, recurrent_types)}), 'zero'))
-    return {n:m for n,m in ls.items() if n not in left},left
+    return Layers({n:m for n,m in ls.items() if n not in left}, left),left
 
 # %% ../nbs/01_layers.ipynb #854491f8
 def init_layers(
     model:nn.Module, # Looked through, never called
-    layers:LayerChoice=None, # As in `chosen_layers`
-)->dict: # Dotted name → module, in the order of definition
-    "The layers that an initialization of `model` changes."
-    return split_layers(model, layers)[0]
+    layers:LayerChoice=None, # Types, dotted names (a parent's name stands for the layers in it), modules, or a `f(name, module)`; default: linear, convolution, bilinear, recurrent
+    *,
+    force:bool=False, # Also frozen layers?
+)->Layers: # Dotted name → module, in the order of definition
+    "The layers that an initialization of `model` changes: those chosen that are not frozen, zero by design, or shared with something else; raises `ValueError` if `layers` names none."
+    return split_layers(model, layers, force=force)[0]

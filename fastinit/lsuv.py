@@ -57,11 +57,11 @@ def _warn_slow(rows, std, tol, stacklevel=3):
     warnings.warn(f"{len(slow)} layers did not reach std {std:g} within {tol:g} (first: {slow[0]['layer']}, {where})", stacklevel=stacklevel)
 
 # %% ../nbs/11_lsuv.ipynb #bb3c90f5
-def _branch_targets(model, xb, branch_std, std, layers):
+def _branch_targets(model, xb, branch_scale, std, layers):
     "({name of the one of `layers` that ends a residual branch: its target}, notes for the report)"
     ends = residual_branches(model, *xb)
     free,normed = [n for n,v in ends.items() if not v],[n for n,v in ends.items() if v]
-    part = max(len(free), 1)**-0.5 if branch_std=='auto' else branch_std
+    part = max(len(free), 1)**-0.5 if branch_scale=='auto' else branch_scale
     how = f'end at std {std*part:.3g}' if part else 'are silent until the first step'
     mine = [n for n in free if n in layers]
     notes = [f'{len(mine)} residual branches {how} (first: {mine[0]})'] if mine else []
@@ -69,12 +69,16 @@ def _branch_targets(model, xb, branch_std, std, layers):
     return {n: std*part for n in mine},notes or ['no residual branches were found' if not free else 'no residual branch ends in a layer that is initialized']
 
 # %% ../nbs/11_lsuv.ipynb #f221a8df
-def _check_options(std, at, per, branch_std):
-    if at not in ('layer','activation'): raise ValueError(f"at='{at}': must be 'layer' or 'activation'")
-    if per not in ('layer','channel'): raise ValueError(f"per='{per}': must be 'layer' or 'channel'")
-    if per=='channel' and at=='activation': raise ValueError("per='channel' takes the means out before the activation: it goes with at='layer'")
-    if not std>0: raise ValueError(f'std={std}: must be over 0')
-    if not (branch_std in (None,'auto') or isinstance(branch_std, (int,float)) and branch_std>=0): raise ValueError(f"branch_std={branch_std!r}: must be 'auto', 0, a number over 0, or None")
+def _is_scale(v): return v in (None,'auto') or isinstance(v, (int,float)) and v>=0
+
+def _check_options(pre='kaiming', std=1., center=True, at='layer', branch_scale=None, **_):
+    if pre is not None: get_scheme(pre)
+    if not (isinstance(std, (int,float)) and std>0): raise ValueError(f'std={std!r}: must be over 0')
+    if at not in ('layer','activation'): raise ValueError(f"at={at!r}: must be 'layer' or 'activation'")
+    if center not in (True,False,'channel'): raise ValueError(f"center={center!r}: must be True, False or 'channel'")
+    if center=='channel' and at=='activation':
+        raise ValueError("center='channel' takes the means out before the activation: it goes with at='layer'")
+    if not _is_scale(branch_scale): raise ValueError(f"branch_scale={branch_scale!r}: must be 'auto', 0, a number over 0, or None")
 
 # %% ../nbs/11_lsuv.ipynb #d3a1520a
 def lsuv_(
@@ -82,33 +86,32 @@ def lsuv_(
     *xb, # Its inputs: one mini-batch, as the model takes it
     pre:str|Callable|None='kaiming', # Scheme that runs first: 'kaiming' (the article), 'orthogonal' (the paper), any of `schemes`, or None to keep the weights
     std:float=1., # Target std
-    center:bool=True, # Bring the mean to 0 where there is a bias (fastai course)?
+    center:bool|str=True, # Bring the mean to 0 where there is a bias (fastai course)? 'channel': that of each channel, and the std within channels to the target
     at:str='layer', # Where: at the output of the 'layer', or of the 'activation' that follows it
-    per:str='layer', # The mean and std of the whole 'layer', or the mean of each 'channel' and the std within channels
-    branch_std:float|str|None=None, # Target, as a part of `std`, for the last layer of each residual branch; 0 silences the branches until the first step, 'auto' is 1/√(number of branches), which keeps the stream's variance near 2
-    layers:LayerChoice=None, # As in `chosen_layers`; those named are initialized even if frozen
-    skip:dict|None=None, # Dotted name → reason, for layers that must stay as they are; the report repeats the reason
+    branch_scale:float|str|None=None, # Target, as a part of `std`, for the last layer of each residual branch; 0 silences the branches until the first step, 'auto' is 1/√(number of branches), which keeps the stream's variance near 2
+    layers:LayerChoice=None, # As in `init_layers`
+    force:bool=False, # Also frozen layers?
     tol:float=1e-3, # Accept a std within tol of the target
     max_iter:int=10, # Steps for an activation that is not positively homogeneous; the layer itself needs none
     include_paramless:bool=False, # Also list modules without parameters in the report (always with at='activation')
 )->InitReport: # One row a layer, in order of execution
     "Layer-sequential unit variance in one forward pass (Mishkin & Matas 2015, arXiv 1511.06422, algorithm 1); raises `InitError`, or `ValueError` for a wrong option."
-    _check_options(std, at, per, branch_std)
+    _check_options(pre, std, center, at, branch_scale)
     model = unwrap(model)
     with Pool(model) as pool: # a failure in it is told to the other processes, if there are any
-        todo,left = split_layers(model, layers, skip)
+        todo,left = split_layers(model, layers, force=force)
         scaled = {n:m for n,m in todo.items() if not isinstance(m, recurrent_types)}
         acts = [m for m in model.modules() if is_activation(m)] if at=='activation' else []
         # until `commit` only `pre` changes weights, and a GeneralReLU its constant
         params = list(model.parameters()) if pool.size>1 else [p for m in todo.values() if pre is not None for p in m.parameters()]
         params += [m.sub for m in acts if isinstance(m, GeneralReLU)]
         stats = LayerStats(model, include_paramless or at=='activation', but=scaled.values())
-        targets,said = ({},[]) if branch_std is None else _branch_targets(model, xb, branch_std, std, scaled)
-        if at=='activation': corr = ActivationCorrection(scaled, stats, std, center, acts, tol, max_iter, pool, targets)
-        else: corr = (ChannelCorrection if per=='channel' else Correction)(scaled, stats, std, center, pool, targets)
+        targets,said = ({},[]) if branch_scale is None else _branch_targets(model, xb, branch_scale, std, scaled)
+        if at=='activation': corr = ActivationCorrection(scaled, stats, std, bool(center), acts, tol, max_iter, pool, targets)
+        else: corr = (ChannelCorrection if center=='channel' else Correction)(scaled, stats, std, bool(center), pool, targets)
         with all_or_nothing(params):
             with probing(model, *xb) as notes:
-                if pre is not None and todo: get_scheme(pre)(model, layers=list(todo.values()))
+                if pre is not None and todo: get_scheme(pre)(model, layers=todo)
                 pool.share(params)
                 with corr, stats: forward(model, *xb)
             rows = judged(stats, std, pool, corr.rows, targets)
@@ -116,7 +119,7 @@ def lsuv_(
             _add_corrections(rows, corr, tol)
             left = {**left, **corr.left, **{n:'not called' for n in scaled if n not in corr.rows and n not in corr.left}}
             report = InitReport(partial(_lsuv_frame, rows), 'lsuv', std, said+notes).mark(left) # the table is made when it is looked at
-            warn_left(left)
+            warn_left(report.left)
             _warn_slow(rows, std, tol)
             corr.commit()
     return report
@@ -126,12 +129,15 @@ def lsuv_(
 def lsuv_residual_(
     model:nn.Module, # Changed in place; on any error bit-identical to before
     *xb:Any, # Its inputs: one mini-batch, of which two items are passed once more to find the branches
-    per:str='channel', # As in `lsuv_`
-    branch_std:float|str|None=0., # As in `lsuv_`
+    center:bool|str='channel', # As in `lsuv_`
+    branch_scale:float|str|None=0., # As in `lsuv_`
     **kwargs:Any
 )->InitReport: # One row a layer, in order of execution
     "LSUV (Mishkin & Matas 2015) for residual networks without normalization: each channel at mean 0, and the last layer of each branch 0, as in Fixup (Zhang et al. 2019, section 3); raises what `lsuv_` does."
-    return lsuv_(model, *xb, per=per, branch_std=branch_std, **kwargs)
+    return lsuv_(model, *xb, center=center, branch_scale=branch_scale, **kwargs)
 
 # %% ../nbs/11_lsuv.ipynb #ef268dc1
+def _check_residual(center='channel', branch_scale=0., **options): _check_options(center=center, branch_scale=branch_scale, **options)
+
+lsuv_.check,lsuv_residual_.check = _check_options,_check_residual
 schemes.update(lsuv=lsuv_, lsuv_residual=lsuv_residual_)

@@ -50,7 +50,7 @@ class InitReport:
         notes:Iterable=(), # What had to be done otherwise than usual
     ):
         store_attr('df,scheme,target')
-        self.notes = list(notes)
+        self.notes,self.left = list(notes),{}
 
     @property
     def df(self)->pd.DataFrame: # layer, type, shape, mean, std, near_zero (share from 0 to 1), status; after LSUV also mean_before, std_before, scale, shift, converged
@@ -70,6 +70,7 @@ class InitReport:
         why:dict, # Dotted name → reason
     )->'InitReport': # Itself
         "Say of layers why they were left alone; adds a row for one that was not called"
+        self.left.update(why)
         if why:
             df = self.df.set_index('layer')
             for n,r in why.items(): df.loc[n,'status'] = r
@@ -99,9 +100,9 @@ _remedies = {'not finite': 'look for NaN or inf in the batch and the weights, an
              'dead': 'the output does not depend on the input: look for dead activations or a zero input just before it, then initialize again',
              'exploding': 'initialize with LSUV or Kaiming, or put a normalization layer after it',
              'vanishing': 'initialize with LSUV or Kaiming, or put a normalization layer after it',
-             'loaded': 'kept as they are; name them in `layers=` to initialize them all the same',
-             'pretrained': 'kept as they are; name them in `layers=` to initialize them all the same',
-             'frozen': 'kept as they are; unfreeze them, or name them in `layers=`, to initialize them',
+             'loaded': 'kept as they are; `force=True` initializes them all the same',
+             'pretrained': 'kept as they are; `force=True` initializes them all the same',
+             'frozen': 'kept as they are; unfreeze them, or `force=True`, to initialize them',
              'shared': 'a weight or bias in several modules has no start that suits all: look at their std below',
              'not called': 'the batch did not reach them: if training does, initialize with such a batch',
              'unsupported parametrization': 'set their scale before the parametrization is added',
@@ -134,11 +135,16 @@ def __str__(self:InitReport):
     return '\n'.join(filter(None, [*self._lines(self.counts), self.advice, table]))
 
 # %% ../nbs/06_report.ipynb #6f6580ea
-def warn_left(left, stacklevel=3):
-    "One warning for what was left alone against the user's likely wish"
+def warn_left(
+    left:dict, # Dotted name → why the layer was left alone
+    stacklevel:int=3, # As in `warnings.warn`
+)->None:
+    "One warning for what was left alone against the user's likely wish."
     why = groupby([(r,n) for n,r in left.items() if r!='zero'], 0, 1)
-    if why: warnings.warn('left alone: ' + '; '.join(f"{len(ns)} {r} ({', '.join(ns[:3])}{', …' if len(ns)>3 else ''})" for r,ns in why.items()) +
-                          '. Layers that are named in `layers=` are initialized even if frozen or loaded', stacklevel=stacklevel)
+    if not why: return
+    parts = [f"{len(ns)} {r} ({', '.join(ns[:3])}{', …' if len(ns)>3 else ''})" for r,ns in why.items()]
+    remedy = '. `force=True` initializes them all the same' if {'frozen','loaded','pretrained'} & set(why) else ''
+    warnings.warn('left alone: ' + '; '.join(parts) + remedy, stacklevel=stacklevel)
 
 # %% ../nbs/06_report.ipynb #76739479
 def judged(

@@ -190,6 +190,7 @@ def layer_grads(
     loss_func:Callable, # Of (the model's output, *yb)
     xb:Any, # The model's inputs: a tensor, or a tuple of them
     yb:Any, # The targets, likewise
+    *,
     include_paramless:bool=False, # Also the modules without parameters, such as ReLU?
 )->pd.Series: # Dotted name → std of the gradient of the loss at the layer's output
     "The size of the gradient at every layer's output, in one forward and one backward pass; changes nothing. Raises `InitError` if the loss does not depend on the parameters."

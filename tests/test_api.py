@@ -108,8 +108,8 @@ def test_examples(module):
 def test_signatures_show_what_is_passed_on():
     from fastai.learner import Learner
     from fastinit.all import InitReport, KaimingCallback, LSUVCallback, kaiming_, lsuv_, plot_init_stats
-    def names(f, but=()): return {k for k,p in inspect.signature(f).parameters.items() if p.default is not p.empty}-set(but)
-    assert names(lsuv_, ['skip'])<=names(LSUVCallback) and names(kaiming_)<=names(KaimingCallback)
+    def names(f): return {k for k,p in inspect.signature(f).parameters.items() if p.default is not p.empty}
+    assert names(lsuv_)<=names(LSUVCallback) and names(kaiming_)<=names(KaimingCallback)
     for f in (InitReport.plot, Learner.init_report, Learner.compare_inits): assert names(plot_init_stats)<=names(f)
 
 def test_help_is_enough():
@@ -136,7 +136,7 @@ def test_package_is_clean(cmd):
     ('acts', ')->bool: # Is it a nonlinear', ')->Tensor: # Is it a nonlinear'),
     ('acts', "    a:float=0., # Negative slope, for", "    a:float='0', # Negative slope, for"),
     ('lsuv', '    std:float=1., # Target std', '    std:str=1., # Target std'),
-    ('lsuv', "split_layers(model, layers, skip)", "split_layers(model, layers, tol)"),
+    ('lsuv', "split_layers(model, layers, force=force)", "split_layers(model, layers, force=tol)"),
     ('report', ')->InitReport: # One row', ')->int: # One row'),
     ('page', 'title:str=', 'title:int=')])
 def test_wrong_hints_are_found(module, old, new, tmp_path):

@@ -68,7 +68,7 @@ def check(model, *xb, **kwargs):
     may = {f'{n}.{k}' for n,m in init_layers(model).items() for k,_ in m.named_parameters()}
     with Unchanged(model, may): report = lsuv_(model, *xb, **kwargs)
     h.remove()
-    assert sizes==([2] if 'branch_std' in kwargs else [])+[len(xb[0])]
+    assert sizes==([2] if 'branch_scale' in kwargs else [])+[len(xb[0])]
     outs = outputs(model, (nn.Linear, nn.Conv2d), *xb)
     for r in report.df[report.df.scale.notna()].itertuples():
         o,m = outs[r.layer],model.get_submodule(r.layer)
@@ -76,14 +76,14 @@ def check(model, *xb, **kwargs):
         if want: assert abs(o.std().item()/want-1)<=1e-5, (r.layer, o.std(), want)
         else: assert not o.any() and not m.weight.any(), r.layer
         dims = [d for d in range(o.ndim) if d!=(1 if isinstance(m, nn.Conv2d) else o.ndim-1)]
-        if m.bias is not None and kwargs.get('per')=='channel': assert o.mean(dims).abs().max()<=1e-4, r.layer
+        if m.bias is not None and kwargs.get('center')=='channel': assert o.mean(dims).abs().max()<=1e-4, r.layer
     return report
 
-@pytest.mark.parametrize('kwargs', [dict(per='channel'), dict(branch_std='auto'), dict(per='channel', branch_std=0.1), dict(branch_std=0), dict(per='channel', branch_std=0.), dict(per='channel', branch_std='auto', std=2., pre=None)])
+@pytest.mark.parametrize('kwargs', [dict(center='channel'), dict(branch_scale='auto'), dict(center='channel', branch_scale=0.1), dict(branch_scale=0), dict(center='channel', branch_scale=0.), dict(center='channel', branch_scale='auto', std=2., pre=None)])
 def test_exact(kwargs):
     report = check(remove_norm(xresnet18(n_out=10)), torch.randn(8,3,32,32)+1, **kwargs)
-    if 'branch_std' in kwargs:
-        part = 8**-0.5 if kwargs['branch_std']=='auto' else kwargs['branch_std']
+    if 'branch_scale' in kwargs:
+        part = 8**-0.5 if kwargs['branch_scale']=='auto' else kwargs['branch_scale']
         ends = report.df[report.df.layer.str.contains('convpath.1.0')]
         assert len(ends)==8 and ((ends.target/kwargs.get('std',1.)-part).abs()<1e-6).all() and ends.status.eq('ok' if part else 'zero').all() and ends.converged.all()
 
@@ -91,7 +91,7 @@ def test_silent_branches():
     "The stream passes as if there were no branches; a step later they speak; after the activation too, and once more changes nothing"
     for at in ('layer','activation'):
         model,x = remove_norm(xresnet18(n_out=10)),torch.randn(8,3,32,32)
-        report = lsuv_(model, x, at=at, branch_std=0)
+        report = lsuv_(model, x, at=at, branch_scale=0)
         n = 8 if at=='layer' else 16 # with the identities where batchnorm was
         assert report.df.status.eq('zero').sum()==n and f'{n} zero by design' in report.summary, at
         outs = {}
@@ -103,9 +103,9 @@ def test_silent_branches():
             loss.backward()
             opt.step()
     model = remove_norm(xresnet18(n_out=10))
-    lsuv_(model, x, branch_std=0)
+    lsuv_(model, x, branch_scale=0)
     before = [p.clone() for p in model.parameters()]
-    assert lsuv_(model, x, pre=None, branch_std=0).df.status.eq('zero').sum()==8
+    assert lsuv_(model, x, pre=None, branch_scale=0).df.status.eq('zero').sum()==8
     for p,q in zip(before, model.parameters()): torch.testing.assert_close(p, q)
 
 def test_chosen_layers_only():
@@ -121,7 +121,7 @@ def test_far_means():
     model = nn.Sequential(nn.Linear(20,20), nn.ReLU(), nn.Linear(20,20))
     x = torch.randn(256,20)
     with torch.no_grad(): model[0].bias.copy_(torch.linspace(-1e3, 1e3, 20))
-    check(model, x, per='channel', pre=None)
+    check(model, x, center='channel', pre=None)
 
 def test_transformer_without_norm():
     class Net(nn.Module):
@@ -131,7 +131,7 @@ def test_transformer_without_norm():
             x = x + self.att(x, x, x)[0]
             return self.head(self.block(x))
     model,t = Net(),torch.randint(0, 30, (8,9))
-    report = lsuv_(model, t, per='channel', branch_std='auto')
+    report = lsuv_(model, t, center='channel', branch_scale='auto')
     for n in ('att.out_proj','block.b'): assert abs(report[n]['std']-0.5**0.5)<1e-5
     assert report.notes[0].startswith('2 residual branches end at std 0.707')
 
@@ -139,21 +139,21 @@ def test_without_branches_as_before():
     a,x = nn.Sequential(nn.Linear(20,20), nn.ReLU(), nn.Linear(20,5)),torch.randn(64,20)
     b = nn.Sequential(nn.Linear(20,20), nn.ReLU(), nn.Linear(20,5))
     b.load_state_dict(a.state_dict())
-    lsuv_(a, x, pre=None); r = lsuv_(b, x, pre=None, branch_std='auto')
+    lsuv_(a, x, pre=None); r = lsuv_(b, x, pre=None, branch_scale='auto')
     assert all(torch.equal(p, q) for p,q in zip(a.parameters(), b.parameters())) and r.notes==['no residual branches were found']
 
 def test_norm_at_the_end_is_said():
-    r = lsuv_(xresnet18(n_out=4), torch.randn(4,3,64,64), branch_std='auto')
+    r = lsuv_(xresnet18(n_out=4), torch.randn(4,3,64,64), branch_scale='auto')
     assert r.notes[0].startswith('8 residual branches end in a normalization') and (r.df['std'][r.df.scale.notna()]-1).abs().max()<1e-5
 
 @pytest.mark.parametrize('at', ['0','4.0.convpath.1.0','11'])
 def test_all_or_nothing(at):
     model,x = remove_norm(xresnet18(n_out=10)),torch.randn(4,3,64,64)
     model.get_submodule(at).register_forward_hook(lambda m,i,o: 1/0 if len(o)==4 else None) # not in the pass of two items
-    with Unchanged(model), pytest.raises(ZeroDivisionError): lsuv_(model, x, per='channel', branch_std='auto')
+    with Unchanged(model), pytest.raises(ZeroDivisionError): lsuv_(model, x, center='channel', branch_scale='auto')
 
 def test_callback():
-    learn = synth_learner(cbs=LSUVCallback(per='channel', branch_std='auto'), model=nn.Sequential(nn.Linear(1,8), Block(8,'plain'), nn.Linear(8,1)))
+    learn = synth_learner(cbs=LSUVCallback(center='channel', branch_scale='auto'), model=nn.Sequential(nn.Linear(1,8), Block(8,'plain'), nn.Linear(8,1)))
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     assert abs(learn.lsuv.report['1.b']['std']-1)<1e-5 # one branch: all of its std
     learn = synth_learner(cbs=InitCallback('lsuv_residual'), model=nn.Sequential(nn.Linear(1,8), Block(8,'plain'), Block(8,'plain'), nn.Linear(8,1)))

@@ -38,8 +38,8 @@ def try_lsuv(rank, size, case):
     if 'fails at' in case and rank==size-1: model[int(case[-1])].register_forward_hook(boom)
     hooks = lambda: sum(len(m._forward_hooks)+len(m._forward_pre_hooks) for m in model.modules())
     before,error,df,n = {k:v.clone() for k,v in model.state_dict().items()},None,None,hooks()
-    per = 'channel' if case=='channel' else 'layer'
-    try: df = lsuv_(model, x, pre='kaiming', at=at, per=per).df[['layer','mean','std','status']]
+    center = 'channel' if case=='channel' else True
+    try: df = lsuv_(model, x, pre='kaiming', at=at, center=center).df[['layer','mean','std','status']]
     except InitError as e: error = str(e)
     same = all(torch.equal(v, before[k]) for k,v in model.state_dict().items())
     return dict(weights=model.state_dict(), x=x, error=error, same=same, df=df, hooks=hooks()-n)

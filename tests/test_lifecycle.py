@@ -58,11 +58,11 @@ def image_learner(dls, **kwargs): return quiet(learner(dls, convnet(), splitter=
 def inits(monkeypatch):
     "The schemes that were run, in order"
     import fastinit.callback as callback
-    done,f = [],callback.init_
+    done,f = [],callback.init_split
     def _init(model, scheme, *args, **kwargs):
         done.append(scheme)
         return f(model, scheme, *args, **kwargs)
-    monkeypatch.setattr(callback, 'init_', _init)
+    monkeypatch.setattr(callback, 'init_split', _init)
     return done
 
 # When: before the first fit, once
@@ -236,7 +236,7 @@ def one_warning(match):
         warnings.simplefilter('always')
         yield
     ws = [str(w.message) for w in ws if 'left alone' in str(w.message)]
-    assert len(ws)==1 and re.search(match, ws[0]) and 'layers=' in ws[0], ws
+    assert len(ws)==1 and re.search(match, ws[0]) and 'force=True' in ws[0], ws
 
 def trained(tmp_path, name='a', **kwargs):
     a = quiet(learner(model_dir=tmp_path, path=tmp_path, **kwargs))
@@ -257,9 +257,9 @@ def test_loaded(tmp_path, load, cb):
     report = b.cbs[-1].report
     assert same(weights(a), weights(b)) and set(report.df.status)=={'loaded'}
 
-@pytest.mark.parametrize('how,left', [(dict(force=True), []), (dict(layers='2'), ['0','4']), (dict(layers=nn.Linear), [])])
+@pytest.mark.parametrize('how,left', [(dict(force=True), []), (dict(layers='2', force=True), ['0','4']), (dict(layers='2'), ['0','2','4']), (dict(layers=nn.Linear), ['0','2','4'])])
 def test_forced(tmp_path, how, left):
-    "What is named in `layers=`, or everything with `force`, is initialized even if loaded"
+    "With `force` loaded layers are initialized, all or those chosen; choosing alone does not force"
     a = trained(tmp_path)
     b = quiet(learner(model_dir=tmp_path, path=tmp_path, cbs=LSUVCallback(**how)))
     b.load('a')
@@ -337,7 +337,7 @@ def test_frozen_then_unfrozen(inits):
     assert torch.equal(w, learn.model[0].weight) and inits==['lsuv']
 
 def test_frozen_forced():
-    learn = quiet(learner(cbs=LSUVCallback(layers=['0','4']), splitter=lambda m: [params(m[0]), params(m[2:])]))
+    learn = quiet(learner(cbs=LSUVCallback(layers=['0','4'], force=True), splitter=lambda m: [params(m[0]), params(m[2:])]))
     before = deepcopy(learn.model)
     learn.freeze()
     with learn.no_logging(): learn.fit(1, 0.)
@@ -386,7 +386,7 @@ def test_fine_tune_pretrained(images, downloads, inits):
     assert not torch.equal(start['1.8.weight'], learn.states[0]['1.8.weight'])
 
 def test_pretrained_forced(images, downloads):
-    for cb,changed in ((LSUVCallback(force=True), True), (LSUVCallback(layers='0.4'), True), (LSUVCallback(layers='1'), False)):
+    for cb,changed in ((LSUVCallback(force=True), True), (LSUVCallback(layers='0.4', force=True), True), (LSUVCallback(layers='0.4'), False), (LSUVCallback(layers='1', force=True), False)):
         learn = quiet(vision_learner(images, resnet18, metrics=accuracy, cbs=cb))
         w = learn.model[0][4][0].conv1.weight.clone()
         with learn.no_logging(): learn.fit(1, 0.)

@@ -163,7 +163,7 @@ X = torch.randn(8,30)
     (lambda m: lsuv_(m, X, std=0), 'must be over 0'),
     (lambda m: lsuv_(m, X, layers='5x'), "named '5x'"),
     (lambda m: lsuv_(m, X, layers=nn.ReLU), 'has no weight'),
-    (lambda m: kaiming_(m, 'rellu'), "unknown nonlinearity 'rellu'"),
+    (lambda m: kaiming_(m, nonlinearity='rellu'), "unknown nonlinearity 'rellu'"),
     (lambda m: init_(m, 'nope', X), 'unknown scheme')])
 def test_bad_input(bad, match):
     model = mlp()

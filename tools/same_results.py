@@ -75,7 +75,7 @@ runs = {**{k:partial(init_, scheme=k) for k in ('default','normal','xavier','kai
     'kaiming auto':partial(kaiming_, nonlinearity='auto'), 'kaiming uniform':partial(kaiming_, nonlinearity='gelu', mode='fan_out', distribution='uniform'), 'xavier normal':partial(xavier_, distribution='normal', gain=2.),
     'stats':init_stats, 'stats of all':partial(init_stats, include_paramless=True), 'hists':layer_hists, 'grads':lambda m,x: layer_grads(m, lambda o: o.square(), x, ()), 'branches':residual_branches,
     'lsuv':lsuv_, 'lsuv keep':partial(lsuv_, pre=None), 'lsuv orthogonal':partial(lsuv_, pre='orthogonal', center=False, std=0.5), 'lsuv at activation':partial(lsuv_, at='activation'),
-    'lsuv per channel':partial(lsuv_, per='channel'), 'lsuv branches':partial(lsuv_, branch_std='auto'), 'lsuv_residual':lsuv_residual_, 'lsuv some':partial(lsuv_, layers=[nn.Conv2d, '4', '2']), 'init lsuv':partial(init_, scheme='lsuv', std=2.)}
+    'lsuv per channel':partial(lsuv_, center='channel'), 'lsuv branches':partial(lsuv_, branch_scale='auto'), 'lsuv_residual':lsuv_residual_, 'lsuv some':partial(lsuv_, layers=[nn.Conv2d, '4', '2']), 'init lsuv':partial(init_, scheme='lsuv', std=2.)}
 takes_no_batch = ('kaiming auto','kaiming uniform','xavier normal')
 
 def in_words(o):

@@ -88,7 +88,7 @@ inits = dict(
     lsuv_uncentered = ('lsuv', dict(center=False)), # after Kaiming
     lsuv_orthogonal = ('lsuv', dict(pre='orthogonal', center=False)), # the paper's
     lsuv_activation = ('lsuv', dict(at='activation')), # the article's: mean 0 and std 1 after the ReLU
-    lsuv_small_branches = ('lsuv', dict(branch_std=0.25)), # after Kaiming, mean 0, the last layer of each residual branch at 0.25
+    lsuv_small_branches = ('lsuv', dict(branch_scale=0.25)), # after Kaiming, mean 0, the last layer of each residual branch at 0.25
     lsuv_residual = ('lsuv_residual', {})) # after Kaiming, each channel's mean 0, the last layer of each residual branch 0
 
 # %% ../../nbs/21_article_models.ipynb #e486aad5

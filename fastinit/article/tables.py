@@ -23,8 +23,8 @@ def last_epoch(
 def accuracy_table(
     results:pd.DataFrame, # As `run_experiment` gives it
 )->pd.DataFrame: # A row a scheme, a column a learning rate
-    "Accuracy after the last epoch: mean over seeds, and the lowest and highest in brackets."
-    def _f(a): return f'{a.mean():.3f} ({a.min():.3f}–{a.max():.3f})'
+    "Accuracy after the last epoch: mean over seeds, and the lowest and highest in brackets where there are more than one."
+    def _f(a): return f'{a.mean():.3f}' + (f' ({a.min():.3f}–{a.max():.3f})' if len(a)>1 else '')
     return last_epoch(results).groupby(['scheme','lr']).accuracy.agg(_f).unstack().reindex(results.scheme.unique()).rename(columns='{:g}'.format)
 
 # %% ../../nbs/24_article_tables.ipynb #e0b4be59
@@ -62,15 +62,19 @@ def difference_table(
     return pd.DataFrame({'mean':d.mean(), 'min':d.min(), 'max':d.max(), 'seeds':d.size(), 'seeds_better':d.agg(lambda o: int((o>0).sum()))})
 
 # %% ../../nbs/24_article_tables.ipynb #564552dc
+def _on(made): return f" of {made['processor']}" if 'processor' in made else ''
+
 def read_results(
     path:str|Path, # Folder that `fastinit-article` filled
 )->tuple: # (results, a sentence on what made them)
     "The results of an earlier run."
     path = Path(path)
     df,info = pd.read_csv(path/'results.csv', float_precision='round_trip'),json.loads((path/'run.json').read_text())
+    made_by = info.get('made_by', [info]) # of an earlier version: the last command alone
+    last,commands = made_by[-1],list(dict.fromkeys(f"`{o['command']} --out {'/'.join(path.parts[-3:])}`" for o in made_by))
     runs = df.groupby(['scheme','lr','seed'])
-    note = (f"{runs.ngroups} runs of seeds {sorted(set(df.seed))}; {runs.cpu_s.first().sum()/60:.0f} minutes of CPU time, {info['threads']} thread; "
-            f"torch {info['torch']}, fastai {info['fastai']}. Made by `{info['command']} --out {'/'.join(path.parts[-3:])}`")
+    note = (f"{runs.ngroups} runs of seeds {sorted(set(df.seed))}; {runs.cpu_s.first().sum()/60:.0f} minutes of CPU time, {last['threads']} thread{_on(last)}; "
+            f"torch {last['torch']}, fastai {last['fastai']}. Made by {', '.join(commands)}")
     return df,note
 
 # %% ../../nbs/24_article_tables.ipynb #2017cac5

@@ -107,18 +107,13 @@ def _settings(cfg):
     "Those that the cells have in common; a folder of images by its name, wherever it is on this machine"
     return {**{k:cfg[k] for k in _same}, 'data':Path(cfg['data']).name}
 
-def _read_info(out):
-    "(settings, a dict for each command that filled the folder) of run.json"
-    info = json.loads((out/'run.json').read_text())
-    settings = {'amp':False, **info.pop('settings')}
-    return settings,info.get('made_by', [info]) # of an earlier version: the last command alone
-
 def _read_done(out, cfg, command):
     "The finished cells in `out`, of the same settings; notes the command there"
     csv,want,made_by = out/'results.csv',_settings(cfg),[]
     if csv.exists():
-        if not (out/'run.json').exists(): raise ValueError(f'{csv} has no run.json beside it that tells its settings: pass another --out')
-        was,made_by = _read_info(out)
+        if not (out/'run.json').exists():
+            raise ValueError(f'{csv} has no run.json beside it that tells its settings: pass another --out')
+        was,made_by = read_run(out)
         if diff := [f'{k} = {was.get(k)}, not {v}' for k,v in want.items() if was.get(k)!=v]:
             raise ValueError(f"{csv} was made with {'; '.join(diff)}: pass another --out, or remove it")
     out.mkdir(parents=True, exist_ok=True)

@@ -167,6 +167,11 @@ def _act(twin, cb, event):
         with redirect_stdout(StringIO()): cb(event) # it will say it again
     except Exception as e: raise NotYet(f'{cb} changes the batch, and fails before training begins: {e}') from e
 
+def _prepares(cb, event):
+    "Does `cb` only set something of its own in `event`, as MixUp does?"
+    names = event_names(cb, event) if does(cb, event) else None
+    return names is not None and not names & {'model','opt','cbs','dls'}
+
 def in_dtype(
     xb:tuple, # Inputs
     dtype:torch.dtype, # That of the parameters
@@ -187,7 +192,10 @@ def as_given(
     if cbs: b = deepcopy(b) # it may be a view of the data
     if p is not None: b = twin._set_device(b)
     twin._split(b)
-    for cb in twin.cbs: _act(twin, cb, 'before_batch')
+    for cb in twin.cbs:
+        for event in ('before_fit','before_epoch','before_train'):
+            if _prepares(cb, event): _act(twin, cb, event)
+        _act(twin, cb, 'before_batch')
     xb,yb = (tuple(o) if isinstance(o, (tuple,list)) else (o,) for o in (twin.xb, twin.yb))
     return (xb if p is None else in_dtype(xb, p.dtype)),yb
 

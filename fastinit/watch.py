@@ -7,13 +7,12 @@ Docs: https://fastinit.github.io/fastinit/watch.html.md"""
 # %% auto #0
 __all__ = ['Watched', 'plot_watched', 'WatchCallback']
 
-# %% ../nbs/13_watch.ipynb #2a2e5996
+# %% ../nbs/13_watch.ipynb #7f404fbf
 from fastai.basics import *
 from fastai.callback.core import TrainEvalCallback
 import matplotlib.pyplot as plt
 import traceback
 from collections.abc import Iterable,Sequence
-from typing import Any
 from .tensors import *
 from .layers import *
 from .pool import *
@@ -134,32 +133,43 @@ class Watched:
         "One column of the table, layer × step"
         return self.df.pivot(index='layer', columns='step', values=col).reindex(list(self.layers))
 
-# %% ../nbs/13_watch.ipynb #074f6adb
+# %% ../nbs/13_watch.ipynb #9225f67f
 _verbs = {'not finite':'gone to NaN or inf', 'dead':'died', 'exploding':'exploded', 'vanishing':'vanished'}
 
+def _spell(status, end):
+    "The first of the steps up to `end`, counted from 1, without one that was well in between"
+    well = [i for i,o in enumerate(status[:end]) if o not in _verbs]
+    return (well[-1] if well else -1)+2
+
+def _layer_changes(status):
+    "(status, first step, last step if it is over) of what is wrong with one layer, whose status is given step by step"
+    if status[-1] in _verbs and not (status[0]=='zero' and status[-1]=='vanishing'): yield status[-1],_spell(status, len(status)),None
+    burst = next((i for i,o in enumerate(status) if o in ('exploding','not finite')), None)
+    if burst is None or status[-1] in ('exploding','not finite'): return
+    over = next(i for i,o in enumerate(status) if i>burst and o not in ('exploding','not finite'))
+    yield status[burst],burst+1,over
+
 @patch(as_prop=True)
-def changes(self:Watched)->pd.DataFrame: # layer, status at the last step, step at which that began (1: from the start); the worst kind first, then the earliest
-    "The layers that are not well at the last step, and since when"
-    res = []
-    for n,s in self.grid('status').iterrows():
-        s = list(s.dropna())
-        if not s or s[-1] not in _verbs or (s[0]=='zero' and s[-1]=='vanishing'): continue
-        well = [i for i,o in enumerate(s) if o not in _verbs]
-        res.append(dict(layer=n, status=s[-1], step=(well[-1] if well else -1)+2))
-    kinds = list(_verbs)
-    return pd.DataFrame(res, columns=['layer','status','step']).sort_values(['status','step'], key=lambda c: c.map(kinds.index) if c.name=='status' else c, kind='stable', ignore_index=True)
+def changes(self:Watched)->pd.DataFrame: # layer, status, first: the step at which that began (1: from the start), last: at which it ended, if it did
+    "What went wrong in which layer, and when; first what still is at the last step, the worst kind first, then the earliest"
+    status = [(n, list(s.dropna())) for n,s in self.grid('status').iterrows()]
+    res = [dict(zip(('layer','status','first','last'), (n,*o))) for n,s in status if s for o in _layer_changes(s)]
+    res.sort(key=lambda o: (o['last'] is not None, list(_verbs).index(o['status']), o['first']))
+    return pd.DataFrame(res, columns=['layer','status','first','last']).astype(dict(last='Int64'))
 
 @patch(as_prop=True)
 def summary(self:Watched)->str: # Such as 'after 50 steps 3 layers of 56 have vanished (first: 4.0, at step 12)'
-    "How many layers are not well at the last step, and which was the first, in one sentence"
-    n,parts = len(self.layers),[]
-    for kind,df in self.changes.groupby('status', sort=False):
-        r = df.iloc[0]
-        of = f" {'layer' if len(df)==1 else 'layers'} of {n}" if not parts else ''
-        when = 'from the start' if r.step==1 else f'at step {r.step}'
-        parts.append(f"{len(df)}{of} {'has' if len(df)==1 else 'have'} {_verbs[kind]} (first: {r.layer}, {when})")
+    "How many layers are not well at the last step, or exploded in between, and which was the first, in one sentence"
+    n,parts,changes = len(self.layers),[],self.changes
+    for (over,kind),df in changes.groupby([changes['last'].notna(), 'status'], sort=False):
+        r,some = df.iloc[0],len(df)>1
+        of = f" {'layers' if some else 'layer'} of {n}" if not parts else ''
+        verb = f"had {_verbs[kind]} in between" if over else f"{'have' if some else 'has'} {_verbs[kind]}"
+        parts.append(f"{len(df)}{of} {verb} (first: {r.layer}, {_when(r)})")
     steps = f"after {len(self)} {'step' if len(self)==1 else 'steps'} "
     return steps + (', '.join(parts) if parts else f'none of {n} layers has vanished, exploded or died')
+
+def _when(change): return 'from the start' if change['first']==1 else f"at step {change['first']}"
 
 @patch
 def __repr__(self:Watched): return self.summary
@@ -178,10 +188,17 @@ def _picture(ax, ratio, names, title):
     return im
 
 def _words(changes, most=7):
-    "A line for each layer that is not well, as many as there is room for"
+    "A line for each layer that was not well, as many as there is room for"
     if not len(changes): return 'no layer has vanished, exploded or died'
-    lines = [f'{r.layer}: {r.status} ' + ('from the start' if r.step==1 else f'since step {r.step}') for r in changes[:most].itertuples()]
+    lines = [f"{r.layer}: {r.status} {_when(r)}" + (f', until step {r["last"]}' if r['last'] is not pd.NA else '') for _,r in changes[:most].iterrows()]
     return '\n'.join([*lines, *([f'and {len(changes)-most} more'] if len(changes)>most else [])])
+
+def _loss_line(ax, loss):
+    "The loss by step, on a log scale where it spans decades"
+    ax.plot(range(1, len(loss)+1), loss, color='0.2', lw=1.5)
+    log = min(loss)>0 and max(loss)>30*min(loss)
+    ax.set(xlim=(0.5, len(loss)+0.5), ylabel='loss (log scale)' if log else 'loss', yscale='log' if log else 'linear')
+    ax.grid(alpha=0.25)
 
 def plot_watched(
     watched:Watched|InitReport, # The steps, or a report that has them
@@ -196,11 +213,9 @@ def plot_watched(
     im = _picture(left, std/w.grid('target'), names, 'std of the output ÷ target')
     _picture(right, grad/grad[1].median(), names, 'std of the gradient ÷ median of step 1')
     right.set_yticklabels([])
-    for r in changes[changes.step>1].itertuples(): left.plot(r.step, names.index(r.layer), 'x', color='black', ms=4)
+    for _,r in changes[changes['first']>1].iterrows(): left.plot(r['first'], names.index(r.layer), 'x', color='black', ms=4)
     left.set_ylabel('layer, in order of execution')
-    top.plot(range(1, len(w)+1), w.loss, color='0.2', lw=1.5)
-    top.set(xlim=left.get_xlim(), ylabel='loss')
-    top.grid(alpha=0.25)
+    _loss_line(top, w.loss)
     text.axis('off')
     text.text(0, 1, _words(changes), transform=text.transAxes, va='top', fontsize=8)
     bar = fig.colorbar(im, ax=[left,right], extend='both', aspect=30, pad=0.01)

@@ -152,9 +152,9 @@ def _layer_changes(status):
 @patch(as_prop=True)
 def changes(self:Watched)->pd.DataFrame: # layer, status, first: the step at which that began (1: from the start), last: at which it ended, if it did
     "What went wrong in which layer, and when; first what still is at the last step, the worst kind first, then the earliest"
-    status = [(n, list(s.dropna())) for n,s in self.grid('status').iterrows()]
-    res = [dict(zip(('layer','status','first','last'), (n,*o))) for n,s in status if s for o in _layer_changes(s)]
-    res.sort(key=lambda o: (o['last'] is not None, list(_verbs).index(o['status']), o['first']))
+    steps = {n:[o for o in s if isinstance(o, str)] for n,s in zip(self.layers, self.grid('status').to_numpy().tolist())} # where it was called
+    res = [(n,kind,start,end) for n,s in steps.items() if s for kind,start,end in _layer_changes(s)]
+    res.sort(key=lambda o: (o[3] is not None, list(_verbs).index(o[1]), o[2]))
     return pd.DataFrame(res, columns=['layer','status','first','last']).astype(dict(last='Int64'))
 
 @patch(as_prop=True)

@@ -124,7 +124,8 @@ def imagenette(
     try: path = untar_data(URLs.IMAGENETTE_160)
     except (URLError, OSError) as e:
         raise FileNotFoundError(f'Imagenette could not be downloaded ({e}). Where there is a network: '
-                                '`python -c "from fastai.vision.all import *; untar_data(URLs.IMAGENETTE_160)"`; or unpack imagenette2-160.tgz and pass its folder: --data FOLDER') from e
+                                '`python -c "from fastai.vision.all import *; untar_data(URLs.IMAGENETTE_160)"`; '
+                                'or unpack imagenette2-160.tgz and pass its folder: --data FOLDER') from e
     return image_folder(path, size, bs, n_train, n_valid)
 
 # %% ../../nbs/20_article_data.ipynb #20627269

@@ -38,7 +38,8 @@ _rate = _Kind(float, 'a positive number', lambda r: 0<r<math.inf)
 _flag = _Kind(lambda s: ConfigParser.BOOLEAN_STATES.get(s.lower()), 'yes or no', lambda o: o is not None)
 
 _keys = dict(data=_Kind(str, 'a name or folder'), model=_name(architectures), size=_whole(8), n_train=_whole(0), n_valid=_whole(0),
-             bs=_whole(2), epochs=_whole(1), opt=_name(opts), amp=_flag, lrs=_list(_rate), schemes=_list(_name(inits)), seeds=_list(_whole(0)))
+             bs=_whole(2), epochs=_whole(1), opt=_name(opts), amp=_flag, lrs=_list(_rate), schemes=_list(_name(inits)),
+             seeds=_list(_whole(0)))
 
 # %% ../../nbs/22_article_settings.ipynb #046cbc02
 def read_experiment(

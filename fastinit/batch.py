@@ -79,10 +79,9 @@ def draw(
 )->Any: # A batch; None if there is none
     "One batch of a second `dl`; raises `NotYet` where that would leave a trace."
     why = cannot_ask(dl)
-    if not why:
-        try: other = dl.new() if isinstance(dl, DataLoader) else _twin(dl)
-        except (TypeError, AttributeError) as e: why = f'it cannot be made anew ({e})'
     if why: raise NotYet(f'the training DataLoader cannot be asked for a batch without a trace: {why}')
+    try: other = dl.new() if isinstance(dl, DataLoader) else _twin(dl)
+    except (TypeError, AttributeError) as e: raise NotYet(f'the training DataLoader cannot be made anew: {e}') from e
     if not isinstance(dl, DataLoader): return first(other)
     return None if other.n is not None and not len(other) else other.one_batch()
 
@@ -103,7 +102,7 @@ def event_names(
     event:str, # Such as 'before_batch'
 )->set|None: # None where the code cannot be read
     "The names in what `cb` does in `event`, methods of its own that it calls included."
-    todo,done,res = [getattr(cb, event)],set(),set()
+    todo,res = [getattr(cb, event)],set()
     while todo:
         codes = _codes(todo.pop())
         if codes is None: return
@@ -213,8 +212,8 @@ def agreed_batch(
     learn:Learner, # Not in training
 )->tuple: # Inputs
     "Those of `training_batch`; of several processes all raise if one has none."
-    why = ''
-    with Pool(learn.model) as pool:
+    why,xb = '',()
+    with Pool(unwrap(learn.model)) as pool:
         try: xb = training_batch(learn)[0]
         except NotYet as e: why = str(e)
         if pool.size>1 and any(n for n,*_ in pool.exchange('the batch', n=float(bool(why)))): why = why or 'another process has no batch before training begins'

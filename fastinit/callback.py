@@ -14,6 +14,7 @@ from fastprogress.fastprogress import progress_bar
 import traceback
 import warnings
 from collections.abc import Callable,Iterable
+from typing import Any
 from uuid import uuid4
 from .tensors import *
 from .layers import *
@@ -25,6 +26,7 @@ from .report import *
 from .schemes import *
 from .lsuv import *
 from .plot import *
+from .watch import *
 from .trained import *
 from .batch import *
 from .recheck import *
@@ -67,11 +69,15 @@ class InitCallback(Callback):
         learn.fit_one_cycle(3) # initializes, then trains
 
     `learn.init_report()` shows what it did. Frozen, loaded and pretrained layers keep their weights, unless `force=True`; `layers` chooses some.
+    With `watch=50`, `learn.init_report().plot_steps()` then shows what the first 50 training steps made of it.
     """
     report:InitReport|None # What the layers gave
     _learn:Learner|None = None
     changes_batch,run_valid,_stateattrs = False,False,('stats',)
-    late,was,unchecked,stats = '',None,False,None # of the last two: is the first batch to be measured, and what was
+    late:str = '' # Why to wait for the first training batch
+    was:tuple|None = None # What was in the model until then
+    unchecked:bool = False # Is the first training batch still to be measured?
+    stats:FirstBatch|None = None # What it gives
     order = TrainEvalCallback.order+1 # on the device, before wrapping and before LRFinder's snapshot
     def __init__(self,
         scheme:str|Callable, # A name in `schemes`, or a function of `(model)` or `(model, *xb)`
@@ -79,9 +85,11 @@ class InitCallback(Callback):
         layers:LayerChoice=None, # As in `init_layers`
         force:bool=False, # Initialize frozen, loaded and pretrained layers too
         include_paramless:bool=False, # Also list modules without parameters, such as ReLU, in the report
+        watch:int=0, # Watch this many of the first training steps, as `Learner.watch_init`
         **kwargs # Passed to the scheme
     ):
         check_scheme(scheme, kwargs)
+        if watch: WatchCallback(watch) # which checks it
         store_attr()
         self.kwargs = kwargs
         self.reset()
@@ -90,10 +98,10 @@ class InitCallback(Callback):
         "As if nothing had been done"
         self.done,self.report = False,None
         self.seen,self.kept = {},{} # what the parameters were when the callback was added; those that must not be lost
-        self.late,self.was = '',None # why to wait for the first training batch; what is in the model until then
+        self.late,self.was = '',None
 
     @property
-    def learn(self)->Learner|None:
+    def learn(self)->Any: # A Learner, or None
         "The Learner that this callback belongs to"
         return self._learn
     @learn.setter
@@ -117,8 +125,8 @@ class InitCallback(Callback):
 
     def after_create(self)->None:
         "Remember the weights of the complete Learner; raises `TypeError` if its model is none"
-        if not isinstance(self.learn.model, nn.Module): check_model(self.learn.model)
-        self.seen = remember(self.learn.model)
+        model = self.learn.model
+        self.seen = remember(model if isinstance(model, nn.Module) else check_model(model))
 
     def before_fit(self)->None:
         "Initialize, if this is the start of training; or wait for the first batch"
@@ -127,12 +135,14 @@ class InitCallback(Callback):
             if isinstance(cb, InitCallback): cb.notice_old_weights()
         if self.done or self.learn.opt is None or _predicts(): return
         self.kept = {} if self.force else kept_params(self.learn, {**self.seen, **getattr(self.learn, '_init_weights', {})})
-        if belated: return self.wait('an earlier fit ended before its first batch')
-        try: self.initialize(agreed_batch(self.learn))
+        try:
+            if belated: raise NotYet('an earlier fit ended before its first batch')
+            self.initialize(agreed_batch(self.learn))
         except NotYet as e: self.wait(str(e))
         except Exception as e:
             if not _misfit(e) or num_distrib()>1: raise
             self.wait(f'a batch drawn beforehand does not fit the model: {e}')
+        if self.watch: self.learn.watch_init(self.watch, include_paramless=self.include_paramless)
 
     def initialize(self, xb:tuple)->None:
         "Initialize on `xb`, and keep the report"
@@ -183,7 +193,7 @@ def before_batch(self:InitCallback)->None:
 @patch
 def after_pred(self:InitCallback)->None:
     "Warn of layers that are off in the first training batch"
-    if self.stats is None: return
+    if self.stats is None or self.report is None: return
     warn_off(self.learn, self.report, off_layers(self.report, self.stats.table()))
     self.stats = None
 
@@ -200,16 +210,17 @@ class KaimingCallback(InitCallback):
         learn.fit_one_cycle(3) # initializes, then trains
 
     `nonlinearity` names the activation for all layers, or 'auto': the one that feeds each layer; `a` is the slope of a leaky ReLU.
-    `mode`: 'fan_in' or 'fan_out'; `distribution`: 'normal' or 'uniform'. `layers` and `force` are those of `InitCallback`, as is `include_paramless`.
+    `mode`: 'fan_in' or 'fan_out'; `distribution`: 'normal' or 'uniform'. `layers`, `force`, `include_paramless` and `watch` are those of `InitCallback`.
     """
     @delegates(kaiming_, but=['force'])
     def __init__(self,
         *,
         force:bool=False, # Initialize frozen, loaded and pretrained layers too
         include_paramless:bool=False, # Also list modules without parameters, such as ReLU, in the report
+        watch:int=0, # Watch this many of the first training steps, as `Learner.watch_init`
         **kwargs
     ): # A callback for `cbs=`
-        super().__init__('kaiming', force=force, include_paramless=include_paramless, **kwargs)
+        super().__init__('kaiming', force=force, include_paramless=include_paramless, watch=watch, **kwargs)
 
 # %% ../nbs/14_callback.ipynb #c8f0f12d
 class LSUVCallback(InitCallback):
@@ -224,6 +235,7 @@ class LSUVCallback(InitCallback):
     `std` is the target, `tol` how near is near enough; `center` also takes the mean out, where there is a bias; 'channel': that of each channel.
     `at='activation'` makes both right after the activation that follows a layer, in `max_iter` steps at most where it is no ReLU.
     `branch_scale=0` silences residual branches until the first step, 'auto' lets all of them together add a variance of 1 to the stream.
+    `watch=50` also looks at the first 50 training steps: `learn.init_report().plot_steps()`.
     `include_paramless` also lists ReLUs and other modules without parameters. Raises `InitError`, with every weight as it was, where a layer gives NaN or inf.
     """
     order = InitCallback.order+1 # the article's conclusion: Kaiming, then LSUV
@@ -231,9 +243,10 @@ class LSUVCallback(InitCallback):
     def __init__(self,
         *,
         force:bool=False, # Initialize frozen, loaded and pretrained layers too
+        watch:int=0, # Watch this many of the first training steps, as `Learner.watch_init`
         **kwargs
     ): # A callback for `cbs=`
-        super().__init__('lsuv', force=force, **kwargs)
+        super().__init__('lsuv', force=force, watch=watch, **kwargs)
 
     def options(self)->dict:
         "Another initialization's weights are kept, not drawn again"

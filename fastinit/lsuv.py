@@ -111,7 +111,7 @@ def lsuv_(
         else: corr = (ChannelCorrection if center=='channel' else Correction)(scaled, stats, std, bool(center), pool, targets)
         with all_or_nothing(params):
             with probing(model, *xb) as notes:
-                if pre is not None and todo: get_scheme(pre)(model, layers=todo)
+                if pre is not None and todo: run_scheme(pre, model, todo, *xb)
                 pool.share(params)
                 with corr, stats: forward(model, *xb)
             rows = judged(stats, std, pool, corr.rows, targets)

@@ -17,8 +17,8 @@ def remember(
     model:nn.Module, # Any model
 )->dict: # Module → {name in it: a few values}
     "What the parameters of `model` are now, to tell later which were changed."
-    def _has_values(p): return p is not None and not isinstance(p, nn.parameter.UninitializedParameter) and not p.is_meta
-    return {m:{n:sample_values(p) for n,p in m._parameters.items() if _has_values(p)} for m in unwrap(model).modules()}
+    def _has_values(p): return not isinstance(p, nn.parameter.UninitializedParameter) and not p.is_meta
+    return {m:{n:sample_values(p) for n,p in m._parameters.items() if p is not None and _has_values(p)} for m in unwrap(model).modules()}
 
 def _is_other(now, was, exact=True):
     "Are these other values, and not the same in another dtype or on another device?"

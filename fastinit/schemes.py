@@ -212,7 +212,7 @@ def check_scheme(
     getattr(inner, 'check', noop)(**{**given, **options})
 
 # %% ../nbs/07_schemes.ipynb #2a14d225
-def _is_ours(f): return getattr(getattr(f, 'func', f), '__module__', '').split('.')[0]==__name__.split('.')[0] # it leaves the others alone by itself
+def _is_ours(f): return getattr(getattr(f, 'func', f), '__module__', '').startswith('fastinit.') # it leaves the others alone by itself
 
 def run_scheme(
     scheme:str|Callable, # A name in `schemes`, or a function of `(model)` or `(model, *xb)`

@@ -1,4 +1,4 @@
-"""Layer-sequential unit variance in one forward pass, exactly
+"""Layer-sequential unit variance: one forward pass corrects, one measures
 
 Docs: https://fastinit.github.io/fastinit/lsuv.html.md"""
 
@@ -34,18 +34,15 @@ def _first_not_finite(rows):
 _lsuv_cols = 'mean_before std_before scale shift'.split()
 def _number(v): return 0. if v is None else v.mean() if isinstance(v, Tensor) and v.ndim else v # of one value a channel the mean
 
-def _add_corrections(rows, corr, tol):
+def _add_steps(rows, done):
     "The columns that LSUV adds to a report"
-    vals = read_all(_number(r[k]) for r in corr.rows.values() for k in _lsuv_cols)
-    by_name = {n:dict(zip(_lsuv_cols, vals[4*i:])) for i,n in enumerate(corr.rows)}
-    for r in rows:
-        if r['layer'] not in by_name: continue
-        ok = corr.rows[r['layer']].get('converged')
-        if corr.targets: r['target'] = corr.target(r['layer'])
-        r.update(by_name[r['layer']], converged=abs(r['std']-corr.target(r['layer']))<=tol*corr.target(r['layer']) if ok is None else ok)
+    vals = read_all(_number(v) for s in done.values() for v in (s.mean_before, s.std_before, s.change.scale, s.change.shift))
+    by_name = {n:dict(zip(_lsuv_cols, vals[4*i:])) for i,n in enumerate(done)}
+    for r in rows: r.update(by_name.get(r['layer'], {}))
 
 def _lsuv_frame(rows):
-    return frame(rows, *_lsuv_cols, *(['target'] if any('target' in r for r in rows) else [])).assign(converged=pd.array([r.get('converged') for r in rows], dtype='boolean'))
+    target = ['target'] if any('target' in r for r in rows) else []
+    return frame(rows, *_lsuv_cols, *target).assign(converged=pd.array([r.get('converged') for r in rows], dtype='boolean'))
 
 # %% ../nbs/11_lsuv.ipynb #7e388407
 def _warn_slow(rows, std, tol, stacklevel=3):
@@ -80,6 +77,52 @@ def _check_options(pre='kaiming', std=1., center=True, at='layer', branch_scale=
         raise ValueError("center='channel' takes the means out before the activation: it goes with at='layer'")
     if not _is_scale(branch_scale): raise ValueError(f"branch_scale={branch_scale!r}: must be 'auto', 0, a number over 0, or None")
 
+# %% ../nbs/11_lsuv.ipynb #d3a1520b
+def _error(r, fix, after):
+    "How far a row is off its target, relative to it; of the activation's output where that counts"
+    target = fix.target(r['layer'])
+    std = after.get(r['layer'], (r['std'],))[0]
+    return abs(float(std)-target)/(target or 1.)
+
+def _off(rows, fix, after, tol):
+    "Names of the layers whose std, or whose mean, must be corrected again"
+    def _bad(r):
+        mean = r['mean'] if fix.centers(r['layer']) and not after and not isinstance(fix, ChannelCorrection) else 0.
+        return _error(r, fix, after)>tol/2 or abs(mean)>0.02*max(fix.target(r['layer']), 1e-3)
+    return [r['layer'] for r in rows if r['layer'] in fix.done and r['std']>1e-6*abs(r['mean']) and _bad(r)]
+
+def _converged(rows, fix, after, tol):
+    "Say of each corrected layer whether it is at its target"
+    for r in rows:
+        if r['layer'] not in fix.done: continue
+        if fix.targets: r['target'] = fix.target(r['layer'])
+        r['converged'] = _error(r, fix, after) <= tol*(fix.target(r['layer']) or 1.)
+
+# %% ../nbs/11_lsuv.ipynb #d3a1520c
+def _run(model, xb, fix, saved, new_stats, pool, tol, verify, rounds=6):
+    "Correct, measure, and repeat for the layers that are off; the rows of the last pass"
+    def _left(): saved.restore(only=[p for n,m in fix.layers.items() if n not in fix.done for p in m.parameters()])
+    if verify:
+        with fix: forward(model, *xb)
+    else:
+        stats = new_stats()
+        with stats, fix: forward(model, *xb) # `fix` comes first: what it corrected is recorded
+    single = [n for n,(_,_,n_values) in fix.waiting.items() if n_values==1]
+    if single: raise InitError(f'{single[0]} ({type(fix.layers[single[0]]).__name__}) gives a single value on this batch, which has no std: use a larger batch')
+    for i in range(rounds):
+        _left()
+        if verify:
+            stats = new_stats()
+            with stats: forward(model, *xb)
+        rows,after = judged(stats, fix.std, pool, fix.targets),getattr(stats, 'after', {})
+        _first_not_finite(rows)
+        if not verify: break
+        off = _off(rows, fix, after, tol)
+        if not off or i==rounds-1: break
+        with fix.again(off, saved): forward(model, *xb)
+    _converged(rows, fix, after, tol)
+    return rows
+
 # %% ../nbs/11_lsuv.ipynb #d3a1520a
 def lsuv_(
     model:nn.Module, # Changed in place; on any error bit-identical to before
@@ -93,35 +136,36 @@ def lsuv_(
     force:bool=False, # Also frozen layers?
     tol:float=1e-3, # Accept a std within tol of the target
     max_iter:int=10, # Steps for an activation that is not positively homogeneous; the layer itself needs none
+    verify:bool=True, # Measure all layers in a pass of its own, and correct those again that are off? False: one pass in all, the report's numbers are predicted
     include_paramless:bool=False, # Also list modules without parameters in the report (always with at='activation')
 )->InitReport: # One row a layer, in order of execution
-    "Layer-sequential unit variance in one forward pass (Mishkin & Matas 2015, arXiv 1511.06422, algorithm 1); raises `InitError`, or `ValueError` for a wrong option."
+    "Layer-sequential unit variance: each layer corrected in one forward pass, measured in a second (Mishkin & Matas 2015, arXiv 1511.06422, algorithm 1); raises `InitError`, or `ValueError` for a wrong option."
     _check_options(pre, std, center, at, branch_scale)
     model = unwrap(model)
     with Pool(model) as pool: # a failure in it is told to the other processes, if there are any
         todo,left = split_layers(model, layers, force=force)
         scaled = {n:m for n,m in todo.items() if not isinstance(m, recurrent_types)}
         acts = [m for m in model.modules() if is_activation(m)] if at=='activation' else []
-        # until `commit` only `pre` changes weights, and a GeneralReLU its constant
-        params = list(model.parameters()) if pool.size>1 else [p for m in todo.values() if pre is not None for p in m.parameters()]
-        params += [m.sub for m in acts if isinstance(m, GeneralReLU)]
-        stats = LayerStats(model, include_paramless or at=='activation', but=scaled.values())
+        params = [p for m in todo.values() for p in m.parameters()] if pool.size==1 else list(model.parameters())
+        subs = [m.sub for m in acts if isinstance(m, GeneralReLU)]
         targets,said = ({},[]) if branch_scale is None else _branch_targets(model, xb, branch_scale, std, scaled)
-        if at=='activation': corr = ActivationCorrection(scaled, stats, std, bool(center), acts, tol, max_iter, pool, targets)
-        else: corr = (ChannelCorrection if center=='channel' else Correction)(scaled, stats, std, bool(center), pool, targets)
-        with all_or_nothing(params):
-            with probing(model, *xb) as notes:
+        kind = dict(layer=ChannelCorrection if center=='channel' else Correction, activation=partial(ActivationCorrection, acts=acts, tol=tol, max_iter=max_iter))[at]
+        fix = kind(scaled, Moments(), std, center=bool(center), pool=pool if pool.size>1 else None, targets=targets)
+        def _stats(**kw): return AfterActivation(model, scaled, acts) if at=='activation' else LayerStats(model, include_paramless, **kw)
+        with all_or_nothing([*params, *subs]) as saved:
+            with probing(model, *xb, but=params) as notes:
                 if pre is not None and todo: get_scheme(pre)(model, layers=todo)
-                pool.share(params)
-                with corr, stats: forward(model, *xb)
-            rows = judged(stats, std, pool, corr.rows, targets)
-            _first_not_finite(rows)
-            _add_corrections(rows, corr, tol)
-            left = {**left, **corr.left, **{n:'not called' for n in scaled if n not in corr.rows and n not in corr.left}}
-            report = InitReport(partial(_lsuv_frame, rows), 'lsuv', std, said+notes).mark(left) # the table is made when it is looked at
+                pool.share([*params, *subs])
+                rows = _run(model, xb, fix, saved, _stats, pool, tol, verify)
+                kept = [p for n,m in todo.items() if n in fix.done or n not in scaled for p in m.parameters()]
+                saved.restore(but=[*kept, *subs]) # "left alone" is true to the bit
+            if not verify: said = ['the means and stds are predicted: verify=False leaves out the pass that measures them', *said]
+            pool.close()
+            _add_steps(rows, fix.done)
+            left = {**left, **{n:fix.left.get(n, 'not called') for n in scaled if n not in fix.done}}
+            report = InitReport(partial(_lsuv_frame, rows), 'lsuv', std, [*said, *notes, *call_notes(rows)]).mark(left) # the table is made when it is looked at
             warn_left(report.left)
             _warn_slow(rows, std, tol)
-            corr.commit()
     return report
 
 # %% ../nbs/11_lsuv.ipynb #da57a232

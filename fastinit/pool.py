@@ -69,15 +69,18 @@ class Pool:
             self.exchange('the weights', details=[tuple(p.shape) for p in params])
             for p in params: dist.broadcast(p.detach(), 0)
 
-    def finish(self, rows:list, but:Iterable=())->list:
-        "The table of all processes together, `but` naming layers whose moments are those of all already; after this none can fail for another"
+    def together(self, rows:list)->list:
+        "The table of all processes together"
         if self.size==1: return rows
-        self.exchange('the end', details=[r['layer'] for r in rows])
-        self.open = False
+        self.exchange('the table', details=[r['layer'] for r in rows])
         parts = self.gather(torch.tensor([[math.prod(r['shape']), r['std'], r['mean']] for r in rows], dtype=torch.double, device=self.device))
-        for r,*p in zip(rows, *parts):
-            if r['layer'] not in but: r['std'],r['mean'] = pooled(p)
+        for r,*p in zip(rows, *parts): r['std'],r['mean'] = pooled(p)
         return rows
+
+    def close(self)->None:
+        "After this none can fail for another"
+        if self.size>1: self.exchange('the end')
+        self.open = False
 
     def __enter__(self): return self
     def __exit__(self, error, *args):

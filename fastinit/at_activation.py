@@ -11,8 +11,8 @@ __all__ = ['solve_scale', 'function_kind', 'NextActivation', 'ActivationCorrecti
 from fastai.basics import *
 from collections.abc import Callable,Iterable
 from contextlib import suppress
+from dataclasses import dataclass,field
 from functools import reduce
-from types import SimpleNamespace
 from typing import Any
 from torch.overrides import TorchFunctionMode
 from .tensors import *
@@ -21,9 +21,7 @@ from .stats import *
 from .correction import *
 
 # %% ../nbs/10_at_activation.ipynb #adef9467
-def _is_odd(act, z):
-    z = sample_values(z)
-    return torch.allclose(act(-z), -act(z.clone()), atol=1e-6)
+def _is_odd(act, z): return torch.allclose(act(-z), -act(z.clone()), atol=1e-6)
 
 def _measure(act, z, s, t): return read_all(Moments()(act((z+t)*s))) # std and mean, as numbers
 
@@ -80,11 +78,20 @@ def function_kind(
     y:Tensor, # What it made of it
 )->str|None: # 'affine', 'activation', or None if it is no function of each element alone
     "What is `f`? Half of `z` is exchanged: an elementwise function then gives the same for the other half."
-    other = z.flatten().roll(1).view_as(z)
-    same = (torch.arange(z.numel(), device=z.device)%2==0).view_as(z)
+    other = -2*z # of another sign and spread
+    same = (torch.arange(z.numel(), device=z.device)*2654435761 >> 31 & 1 == 0).view_as(z) # without a pattern in any dimension
     y_mixed,y_other,y_middle = f(torch.where(same, z, other)),f(other),f((z+other)/2)
     if not _close(y_mixed[same], y[same]): return None
     return 'affine' if _close(y_middle, (y+y_other)/2) else 'activation'
+
+@dataclass
+class _Awaited:
+    "The output of a layer, and what became of it so far"
+    name:str # Of the layer
+    o:Tensor # Its output
+    x:Tensor # What was made of that by the functions `before`
+    version:int # Of `x`; another one tells that it was changed in place
+    before:list[Callable] = field(default_factory=list)
 
 class NextActivation(TorchFunctionMode):
     "A context that calls `found(name, o, act)` before the activation `act` that is the first thing done with `o`, given by `expect`."
@@ -93,7 +100,8 @@ class NextActivation(TorchFunctionMode):
         acts:Iterable=(), # Modules that are activations
     ):
         super().__init__()
-        self.found,self.acts,self.pending = found,list(acts),None
+        self.found,self.acts = found,list(acts)
+        self.pending:_Awaited|None = None
 
     def __enter__(self):
         self.hooks = [m.register_forward_pre_hook(self.before_act) for m in self.acts]
@@ -104,7 +112,7 @@ class NextActivation(TorchFunctionMode):
 
     def expect(self, n:str, o:Tensor)->None:
         "Look at what is done with `o`, which the layer called `n` gave"
-        self.pending = SimpleNamespace(name=n, o=o, x=o, version=o._version, before=[])
+        self.pending = _Awaited(n, o, o, o._version)
 
     def awaits(self, x:Any)->bool:
         "Is `x` what is looked at, or all of it in another shape, and still as it was?"
@@ -121,9 +129,9 @@ class NextActivation(TorchFunctionMode):
     def tell(self, act:Callable)->None:
         "Call `found`, and put what it changed through the functions before `act`"
         p,self.pending = self.pending,None
-        def _all(z): return reduce(lambda y,f: f(y), [*p.before, act], z)
-        self.found(p.name, p.o, _all if p.before else act)
-        if p.before: p.x.data.copy_(reduce(lambda y,f: f(y), p.before, p.o.data))
+        def _before(z): return reduce(lambda y,f: f(y), p.before, z)
+        self.found(p.name, p.o, (lambda z: act(_before(z))) if p.before else act)
+        if p.before: p.x.data.copy_(_before(p.o.data))
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}

@@ -101,7 +101,7 @@ def _converged(rows, fix, after, tol):
 # %% ../nbs/11_lsuv.ipynb #d3a1520c
 def _run(model, xb, fix, saved, new_stats, pool, tol, verify, rounds=6):
     "Correct, measure, and repeat for the layers that are off; the rows of the last pass"
-    def _left(): saved.restore(only=[p for n,m in fix.layers.items() if n not in fix.done for p in m.parameters()])
+    def _params(done): return [p for n,m in fix.layers.items() if (n in fix.done)==done for p in m.parameters()]
     if verify:
         with fix: forward(model, *xb)
     else:
@@ -110,7 +110,7 @@ def _run(model, xb, fix, saved, new_stats, pool, tol, verify, rounds=6):
     single = [n for n,(_,_,n_values) in fix.waiting.items() if n_values==1]
     if single: raise InitError(f'{single[0]} ({type(fix.layers[single[0]]).__name__}) gives a single value on this batch, which has no std: use a larger batch')
     for i in range(rounds):
-        _left()
+        saved.restore(but=_params(True), only=_params(False)) # the layers left alone are, to the bit
         if verify:
             stats = new_stats()
             with stats: forward(model, *xb)
@@ -150,7 +150,7 @@ def lsuv_(
         subs = [m.sub for m in acts if isinstance(m, GeneralReLU)]
         targets,said = ({},[]) if branch_scale is None else _branch_targets(model, xb, branch_scale, std, scaled)
         kind = dict(layer=ChannelCorrection if center=='channel' else Correction, activation=partial(ActivationCorrection, acts=acts, tol=tol, max_iter=max_iter))[at]
-        fix = kind(scaled, Moments(), std, center=bool(center), pool=pool if pool.size>1 else None, targets=targets)
+        fix = kind(scaled, Moments(), std, center=bool(center), pool=pool if pool.size>1 else None, targets=targets, units=attention_units(model.modules()))
         def _stats(**kw): return AfterActivation(model, scaled, acts) if at=='activation' else LayerStats(model, include_paramless, **kw)
         with all_or_nothing([*params, *subs]) as saved:
             with probing(model, *xb, but=params) as notes:

@@ -11,7 +11,6 @@ __all__ = ['pooled', 'Pool']
 from fastai.basics import *
 import torch.distributed as dist
 import zlib
-from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 from .probe import *

@@ -15,10 +15,12 @@ import traceback
 from collections.abc import Iterable,Iterator
 from contextlib import nullcontext
 from typing import Any
+from .tensors import *
 from .layers import *
 from .acts import *
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 # %% ../nbs/03_probe.ipynb #2ed6ca57
 def same_bits(
@@ -28,19 +30,21 @@ def same_bits(
     "Are the values of `a` and `b` the same?"
     return torch.equal(a, b) or bool(((a==b) | (a!=a) & (b!=b)).all())
 
+def _touches(p, groups): return any(shares_memory(p, o) for o in groups.get(memory_of(p), ()))
+
 class Saved:
     "The values of `params`, to be put back bit by bit."
     def __init__(self, params:Iterable): self.values = [(p, p.data, p.detach().clone()) for p in params]
 
     @torch.no_grad()
     def restore(self,
-        but:Iterable=(), # Parameters that keep what they are now
+        but:Iterable=(), # Parameters that keep what they are now, and so does what lies in their memory
         only:Iterable|None=None, # Those to restore; default: all
     )->None:
         "Put the values back, in the memory where they were"
-        but,only = {id(p) for p in but},None if only is None else {id(p) for p in only}
+        kept,wanted = groupby(but, memory_of),None if only is None else groupby(only, memory_of)
         for p,data,was in self.values:
-            if id(p) in but or only is not None and id(p) not in only: continue
+            if _touches(p, kept) or wanted is not None and not _touches(p, wanted): continue
             if not p.is_set_to(data): p.data = data # somebody replaced it
             if not same_bits(p, was): p.copy_(was)
 
@@ -69,7 +73,7 @@ def unmoved_rng()->Iterator[None]: # For `with`
         if gpus: torch.cuda.set_rng_state_all(gpus)
 
 # %% ../nbs/03_probe.ipynb #202f9017
-def _tensor_back(t):
+def _tensor_back(t, depth):
     "A function that puts the values of `t` back"
     if isinstance(t, nn.Parameter) or t.layout!=torch.strided or t.is_meta or not t.numel(): return
     n = 1 + sum((k-1)*d for k,d in zip(t.shape, t.stride()))
@@ -79,15 +83,15 @@ def _tensor_back(t):
         if not same_bits(memory, was): memory.copy_(was)
     return _back
 
-def _array_back(a):
+def _array_back(a, depth):
     was = a.copy()
     def _back(): a[...] = was
     return _back
 
-def _container_back(o):
-    "A function that puts the items of `o`, and the values of tensors in it, back"
+def _container_back(o, depth):
+    "A function that puts the items of `o`, and what is in them, back"
     items = dict(o) if isinstance(o, dict) else list(o)
-    inner = _backs(items.values() if isinstance(o, dict) else items)
+    inner = _backs(items.values() if isinstance(o, dict) else items, depth)
     def _back():
         if not isinstance(o, tuple):
             o.clear()
@@ -95,30 +99,48 @@ def _container_back(o):
         for f in inner: f()
     return _back
 
-#: Type → function that gives a function which puts such a value back
-_kinds = {Tensor:_tensor_back, np.ndarray:_array_back, (dict,list,set,deque,tuple):_container_back}
-_constant = {int, float, bool, str, type(None)}
+def _generator_back(g, depth):
+    get,put = (g.get_state,g.set_state) if hasattr(g, 'get_state') else (g.getstate,g.setstate)
+    return partial(put, get())
 
-def _backs(values):
-    "Functions that put `values` back as they are now"
-    found = (f(v) for v in values if type(v) not in _constant for t,f in _kinds.items() if isinstance(v, t))
-    return [f for f in found if f is not None]
+def _bits_back(g, depth):
+    "Of a NumPy generator"
+    was = g.bit_generator.state
+    def _back(): g.bit_generator.state = was
+    return _back
+
+#: Type → function that gives a function which puts such a value back
+_kinds = {Tensor:_tensor_back, np.ndarray:_array_back, (dict,list,set,deque,tuple):_container_back,
+          (torch.Generator,np.random.RandomState,random.Random):_generator_back, np.random.Generator:_bits_back}
+_constant = (int, float, bool, str, bytes, type(None), type, nn.Module, torch.dtype, torch.device)
+
+def _backs(values, depth=2):
+    "Functions that put `values`, and objects in objects down to `depth`, back as they are now"
+    res = []
+    for v in values:
+        if isinstance(v, _constant) or callable(v): continue
+        back = next((f for t,f in _kinds.items() if isinstance(v, t)), None)
+        if back is not None: res.append(back(v, depth))
+        elif depth and hasattr(v, '__dict__'): res.append(_container_back(vars(v), depth-1))
+    return [f for f in res if f is not None]
 
 # %% ../nbs/03_probe.ipynb #33888acb
 _own = set(vars(nn.Module())) - {'training'} # what `nn.Module` keeps in a module, besides its mode
+
+def _computed(m): return {h.name for h in m._forward_pre_hooks.values() if isinstance(h, WeightNorm)} # from parameters, before each call
 
 @contextmanager
 def _state(mods):
     "Put every buffer and plain attribute of `mods` back; the constant of a `GeneralReLU` is a weight and stays"
     mods = [m for m in mods if not isinstance(m, torch.jit.ScriptModule)]
-    attrs = {m:{k:v for k,v in vars(m).items() if k not in _own} for m in mods}
+    attrs = {m:{k:v for k,v in vars(m).items() if k not in _own and k not in _computed(m)} for m in mods}
     buffers = {m:dict(m._buffers) for m in mods if m._buffers}
     still = lambda m: isinstance(m, GeneralReLU) or is_batchnorm(m) # which moves nothing here
     backs = [*_backs(attrs.values()), *_backs(b for m,b in buffers.items() if not still(m))]
     try: yield
     finally:
         for m,was in attrs.items():
-            for k in [k for k in vars(m) if k not in was and k not in _own]: del vars(m)[k]
+            for k in [k for k in vars(m) if k not in was and k not in _own and k not in _computed(m)]: del vars(m)[k]
             vars(m).update(was)
         for m,was in buffers.items():
             m._buffers.clear()

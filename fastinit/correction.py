@@ -101,6 +101,7 @@ class Correction:
         self.pool = pool or (lambda what,n,sd,mean: (sd,mean))
         self.targets,self.names = targets or {},{m:n for n,m in layers.items()}
         self.done,self.left = {},{} # dotted name → `Step`, or why there was none
+        self.given = {} # dotted name → (std, mean) of what it is thought to give now
         self.todo,self.owners,self.off_center = set(layers),{},set()
         self.saved:Saved|None = None
 
@@ -142,11 +143,11 @@ class Correction:
 
     def owner(self, n:str)->str:
         "The first layer called that has the weight of the one called `n`"
-        w = scaled_param(self.layers[n])
-        for o,v in self.owners.items():
-            if w is not None and shares_memory(w, v): return o
-        self.owners[n] = w
-        return n
+        w:Any = scaled_param(self.layers[n])
+        seen = self.owners.setdefault(memory_of(w), {})
+        owner = next((o for o,v in seen.items() if shares_memory(w, v)), n)
+        seen[owner] = w
+        return owner
 
     def hook(self, layer:nn.Module, m:nn.Module, args:tuple, kwargs:dict, out:Any)->Any:
         "Correct the output of `layer`, which is `m` or the last layer of the attention `m`, or say why not"
@@ -181,6 +182,8 @@ class Correction:
         with torch._C.DisableTorchFunction():
             change.on_(self.layers[n])
             change(o.data) # by `data`: a backward pass within the forward has the new weight already
+            mean = mean*change.scale + ifnone(change.shift, 0.)
+        self.given[n] = (sd*change.scale, mean.mean() if isinstance(mean, Tensor) and mean.ndim else mean)
         return change
 
     def corrected(self, n:str, o:Any)->None:

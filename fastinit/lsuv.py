@@ -11,6 +11,7 @@ __all__ = ['lsuv_', 'lsuv_residual_']
 from fastai.basics import *
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 from .tensors import *
 from .layers import *
@@ -68,13 +69,14 @@ def _branch_targets(model, xb, branch_scale, std, layers):
 # %% ../nbs/11_lsuv.ipynb #f221a8df
 def _is_scale(v): return v in (None,'auto') or isinstance(v, (int,float)) and v>=0
 
-def _check_options(pre='kaiming', std=1., center=True, at='layer', branch_scale=None, **_):
+def _check_options(pre='kaiming', std=1., center=True, at='layer', branch_scale=None, verify=True, **_):
     if pre is not None: get_scheme(pre)
     if not (isinstance(std, (int,float)) and std>0): raise ValueError(f'std={std!r}: must be over 0')
     if at not in ('layer','activation'): raise ValueError(f"at={at!r}: must be 'layer' or 'activation'")
     if center not in (True,False,'channel'): raise ValueError(f"center={center!r}: must be True, False or 'channel'")
     if center=='channel' and at=='activation':
         raise ValueError("center='channel' takes the means out before the activation: it goes with at='layer'")
+    if at=='activation' and not verify: raise ValueError("verify=False predicts what a layer gives; what an activation makes of that must be measured: leave it out with at='activation'")
     if not _is_scale(branch_scale): raise ValueError(f"branch_scale={branch_scale!r}: must be 'auto', 0, a number over 0, or None")
 
 # %% ../nbs/11_lsuv.ipynb #d3a1520b
@@ -99,18 +101,15 @@ def _converged(rows, fix, after, tol):
         r['converged'] = _error(r, fix, after) <= tol*(fix.target(r['layer']) or 1.)
 
 # %% ../nbs/11_lsuv.ipynb #d3a1520c
-def _run(model, xb, fix, saved, new_stats, pool, tol, verify, rounds=6):
+def _run(model, xb, fix, saved, new_stats, leave_alone, pool, tol, verify, rounds=6):
     "Correct, measure, and repeat for the layers that are off; the rows of the last pass"
-    def _params(done): return [p for n,m in fix.layers.items() if (n in fix.done)==done for p in m.parameters()]
-    if verify:
-        with fix: forward(model, *xb)
-    else:
-        stats = new_stats()
-        with stats, fix: forward(model, *xb) # `fix` comes first: what it corrected is recorded
+    if verify: stats = nullcontext()
+    else: stats = new_stats(known=fix.given)
+    with stats, fix: forward(model, *xb) # the hooks of `fix` come first
     single = [n for n,(_,_,n_values) in fix.waiting.items() if n_values==1]
     if single: raise InitError(f'{single[0]} ({type(fix.layers[single[0]]).__name__}) gives a single value on this batch, which has no std: use a larger batch')
     for i in range(rounds):
-        saved.restore(but=_params(True), only=_params(False)) # the layers left alone are, to the bit
+        leave_alone()
         if verify:
             stats = new_stats()
             with stats: forward(model, *xb)
@@ -140,25 +139,27 @@ def lsuv_(
     include_paramless:bool=False, # Also list modules without parameters in the report (always with at='activation')
 )->InitReport: # One row a layer, in order of execution
     "Layer-sequential unit variance: each layer corrected in one forward pass, measured in a second (Mishkin & Matas 2015, arXiv 1511.06422, algorithm 1); raises `InitError`, or `ValueError` for a wrong option."
-    _check_options(pre, std, center, at, branch_scale)
+    _check_options(pre, std, center, at, branch_scale, verify)
     model = unwrap(model)
     with Pool(model) as pool: # a failure in it is told to the other processes, if there are any
         todo,left = split_layers(model, layers, force=force)
         scaled = {n:m for n,m in todo.items() if not isinstance(m, recurrent_types)}
         acts = [m for m in model.modules() if is_activation(m)] if at=='activation' else []
-        params = [p for m in todo.values() for p in m.parameters()] if pool.size==1 else list(model.parameters())
+        params = {n:list(m.parameters()) for n,m in todo.items()}
+        changed = [p for ps in params.values() for p in ps] if pool.size==1 else list(model.parameters())
         subs = [m.sub for m in acts if isinstance(m, GeneralReLU)]
         targets,said = ({},[]) if branch_scale is None else _branch_targets(model, xb, branch_scale, std, scaled)
         kind = dict(layer=ChannelCorrection if center=='channel' else Correction, activation=partial(ActivationCorrection, acts=acts, tol=tol, max_iter=max_iter))[at]
         fix = kind(scaled, Moments(), std, center=bool(center), pool=pool if pool.size>1 else None, targets=targets, units=attention_units(model.modules()))
         def _stats(**kw): return AfterActivation(model, scaled, acts) if at=='activation' else LayerStats(model, include_paramless, **kw)
-        with all_or_nothing([*params, *subs]) as saved:
-            with probing(model, *xb, but=params) as notes:
+        def _leave_alone(): # true to the bit
+            done,not_done = ([p for n in scaled if (n in fix.done)==d for p in params[n]] for d in (True,False))
+            if not_done: saved.restore(but=done, only=not_done)
+        with all_or_nothing([*changed, *subs]) as saved:
+            with probing(model, *xb, but=changed) as notes:
                 if pre is not None and todo: get_scheme(pre)(model, layers=todo)
-                pool.share([*params, *subs])
-                rows = _run(model, xb, fix, saved, _stats, pool, tol, verify)
-                kept = [p for n,m in todo.items() if n in fix.done or n not in scaled for p in m.parameters()]
-                saved.restore(but=[*kept, *subs]) # "left alone" is true to the bit
+                pool.share([*changed, *subs])
+                rows = _run(model, xb, fix, saved, _stats, _leave_alone, pool, tol, verify)
             if not verify: said = ['the means and stds are predicted: verify=False leaves out the pass that measures them', *said]
             pool.close()
             _add_steps(rows, fix.done)

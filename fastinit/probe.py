@@ -112,13 +112,18 @@ def _bits_back(g, depth):
 #: Type → function that gives a function which puts such a value back
 _kinds = {Tensor:_tensor_back, np.ndarray:_array_back, (dict,list,set,deque,tuple):_container_back,
           (torch.Generator,np.random.RandomState,random.Random):_generator_back, np.random.Generator:_bits_back}
-_constant = (int, float, bool, str, bytes, type(None), type, nn.Module, torch.dtype, torch.device)
+_numbers = {int, float, bool, str, type(None)}
+_constant = (*_numbers, bytes, type, nn.Module, torch.dtype, torch.device)
+
+def _is_constant(v):
+    "Can a forward not change `v`?"
+    return type(v) in _numbers or isinstance(v, _constant) or isinstance(v, tuple) and all(type(o) in _numbers for o in v) or callable(v)
 
 def _backs(values, depth=2):
     "Functions that put `values`, and objects in objects down to `depth`, back as they are now"
     res = []
     for v in values:
-        if isinstance(v, _constant) or callable(v): continue
+        if _is_constant(v): continue
         back = next((f for t,f in _kinds.items() if isinstance(v, t)), None)
         if back is not None: res.append(back(v, depth))
         elif depth and hasattr(v, '__dict__'): res.append(_container_back(vars(v), depth-1))
@@ -127,20 +132,24 @@ def _backs(values, depth=2):
 # %% ../nbs/03_probe.ipynb #33888acb
 _own = set(vars(nn.Module())) - {'training'} # what `nn.Module` keeps in a module, besides its mode
 
-def _computed(m): return {h.name for h in m._forward_pre_hooks.values() if isinstance(h, WeightNorm)} # from parameters, before each call
+def _not_state(m):
+    "Names in `m` of what is no state of its own, or computed from its parameters before each call"
+    computed = {h.name for h in m._forward_pre_hooks.values() if isinstance(h, WeightNorm)}
+    return _own | computed if computed else _own
 
 @contextmanager
 def _state(mods):
     "Put every buffer and plain attribute of `mods` back; the constant of a `GeneralReLU` is a weight and stays"
     mods = [m for m in mods if not isinstance(m, torch.jit.ScriptModule)]
-    attrs = {m:{k:v for k,v in vars(m).items() if k not in _own and k not in _computed(m)} for m in mods}
+    skip = {m:_not_state(m) for m in mods}
+    attrs = {m:{k:v for k,v in vars(m).items() if k not in skip[m]} for m in mods}
     buffers = {m:dict(m._buffers) for m in mods if m._buffers}
     still = lambda m: isinstance(m, GeneralReLU) or is_batchnorm(m) # which moves nothing here
     backs = [*_backs(attrs.values()), *_backs(b for m,b in buffers.items() if not still(m))]
     try: yield
     finally:
         for m,was in attrs.items():
-            for k in [k for k in vars(m) if k not in was and k not in _own and k not in _computed(m)]: del vars(m)[k]
+            for k in [k for k in vars(m) if k not in was and k not in skip[m]]: del vars(m)[k]
             vars(m).update(was)
         for m,was in buffers.items():
             m._buffers.clear()

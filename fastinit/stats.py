@@ -10,7 +10,7 @@ __all__ = ['Moments', 'has_moments', 'near_zero', 'LayerStats', 'layer_hists', '
 # %% ../nbs/05_stats.ipynb #1b1085ea
 from fastai.basics import *
 from fastai.callback.hook import *
-from collections.abc import Callable,Iterable
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any,TypeGuard
 from .tensors import *
@@ -86,13 +86,14 @@ class LayerStats(ActivationStats):
     def __init__(self,
         model:nn.Module, # Its modules are hooked while in the context
         include_paramless:bool=False, # Also the modules without parameters, such as ReLU?
-        but:Iterable=(), # Modules left out: somebody else calls `record` for them
+        known:dict|None=None, # Dotted name → (std, mean) of its next output, which is not measured then
     ):
         super().__init__(include_paramless=include_paramless, cpu=False, detach=False)
         self.names,self.moments,self.calls = layer_names(model),Moments(),{}
-        self.modules,but,units = [],set(but),attention_units(self.names)
+        self.known = {} if known is None else known
+        self.modules,units = [],attention_units(self.names)
         for m in leaves(self.names):
-            if m in but or isinstance(m, torch.jit.ScriptModule) or not (include_paramless or has_params(m)): continue # which take no hooks
+            if isinstance(m, torch.jit.ScriptModule) or not (include_paramless or has_params(m)): continue # which take no hooks
             if m in units: self.names[units[m]] = self.names[m]
             self.modules.append(units.get(m, m))
 
@@ -101,7 +102,7 @@ class LayerStats(ActivationStats):
         if not isinstance(o, Tensor): o = first_tensor(o)
         if not has_moments(o) or not o.numel(): return
         with torch._C.DisableTorchFunction(): # plain tensors, and unseen by who watches the pass
-            self.record(m, o, *self.moments(o))
+            self.record(m, o, *(self.known.pop(self.names[m], None) or self.moments(o)))
 
     def record(self, m:nn.Module, o:Tensor, std:float|Tensor, mean:float|Tensor)->None:
         "Keep the statistics of `o`, an output of `m`"

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test zoo docs bench readme prepare clean
+.PHONY: help demo test zoo docs bench gpu readme prepare clean
 
 help:  ## what there is to make
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
@@ -25,7 +25,7 @@ help:  ## what there is to make
 	@touch $@
 
 demo: .venv/base  ## train the article's convnet from three starts; charts in demo/
-	PYTHONWARNINGS=ignore::FutureWarning $(BIN)/fastinit-article simple --schemes 'default kaiming lsuv' --lrs 1e-3 --out demo
+	$(BIN)/fastinit-article simple --schemes 'default kaiming lsuv' --lrs 1e-3 --out demo
 
 # one notebook a core, one thread each
 test: .venv/dev  ## the notebooks, then the tests
@@ -40,6 +40,10 @@ docs: .venv/docs  ## the site, in _docs/
 
 bench: .venv/bench  ## every benchmark; figures in benchmarks/
 	for f in benchmarks/bench_*.py; do $(BIN)/python $$f || exit 1; done
+
+# needs the images in imagenette128/; may be ended at any time, and goes on after the last epoch: timeout 600 make gpu
+gpu: .venv/bench  ## the article's experiments at its own size, 128 px, from every start, 3 seeds; benchmarks/imagenette_128/
+	$(BIN)/python benchmarks/imagenette.py gpu
 
 readme: .venv/docs  ## README.md from nbs/index.ipynb
 	$(BIN)/python tools/readme.py

@@ -1,15 +1,14 @@
 "The command, as a user runs it, and the data it takes."
 import gzip, json, re, subprocess, sys
 from pathlib import Path
-import numpy as np, pandas as pd
-import pytest
+import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
-from fastai.vision.all import URLs
+from fastai.vision.all import Callback, URLs, nn
 from fastinit import article
-from fastinit.article import fashion_mnist, get_data, imagenette, read_experiment, run_experiment
+from fastinit.article import (digits, fashion_mnist, get_data, imagenette, new_learner, read_experiment, read_results, run_cell, run_experiment,
+                              simple_convnet)
 
 cmd = str(Path(sys.executable).with_name('fastinit-article'))
-settings = Path(__file__).parent.parent/'settings.ini'
 tiny = dict(size=16, bs=64, epochs=2, lrs='1e-3 3e-3', schemes='default lsuv_activation', seeds='0', n_train=320, n_valid=100)
 charts = 'init_stats after_relu init_stats_zoom accuracy lr_range'.split()
 def run(*args, cwd): return subprocess.run([cmd, *map(str, args)], cwd=cwd, capture_output=True, text=True)
@@ -17,7 +16,7 @@ def assert_same(a, b): pd.testing.assert_frame_equal(a.drop(columns='cpu_s'), b.
 
 def test_run(tmp_path):
     (tmp_path/'settings.ini').write_text('[DEFAULT]\ndata=digits\nopt=adam\n' + '\n'.join(f'{k}={v}' for k,v in tiny.items()) + '\n[tiny]\nmodel=simple_convnet\n')
-    r = run('tiny', '--out', 'res', cwd=tmp_path)
+    r = run('tiny', '--settings', 'settings.ini', '--out', 'res', cwd=tmp_path)
     assert r.returncode==0, r.stderr
     for f in (*[f'{c}.png' for c in charts], 'results.csv', 'results.txt', 'run.json', 'init_stats.csv'):
         assert f'res/{f}' in r.stdout and (tmp_path/'res'/f).stat().st_size>100
@@ -29,7 +28,9 @@ def test_run(tmp_path):
         assert min(im.size)>400 and len(im.getcolors(2**20))<=128
     assert 'default' in r.stdout and 'after epoch 2' in r.stdout and '0.003' in r.stdout
     info = json.loads((tmp_path/'res/run.json').read_text())
-    assert info['command']=='fastinit-article tiny' and info['settings']['n_train']==320 and {'fastai','torch'}<=set(info)
+    assert info['settings']['n_train']==320 and info['settings']['amp'] is False
+    assert [o['command'] for o in info['made_by']]==['fastinit-article tiny'] and {'fastai','torch','processor'}<=set(info['made_by'][0])
+    assert not [l for l in r.stderr.splitlines() if 'Warning' in l]
     # half of it, as after an interruption: what is missing is made, and the numbers are the same again
     (tmp_path/'again').mkdir()
     (tmp_path/'again/run.json').write_text(json.dumps(info))
@@ -47,14 +48,15 @@ def test_run(tmp_path):
     (('simple',), dict(lrs='-1'), "--lrs = '-1' is not a list, separated by spaces, each a positive number"),
     (('simple',), dict(n_train=-5), "--n-train = '-5' is not a whole number, 0 or more"),
     (('simple',), dict(data='nowhere'), "data = 'nowhere' is not a folder; known names: digits, fashion_mnist, imagenette"),
-    (('simple',), dict(data='.'), 'no images in .')])
+    (('simple',), dict(data='.'), 'no images in .'),
+    (('simple',), dict(best_of='nowhere'), 'nowhere')])
 def test_bad(args, kwargs, match, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match='fastinit-article: .*'+re.escape(match)): article.main(*args, **{'settings':settings, **kwargs})
+    with pytest.raises(SystemExit, match='fastinit-article: .*'+re.escape(match)): article.main(*args, **kwargs)
     assert not (tmp_path/'results').exists()
 
 def test_bad_as_seen(tmp_path):
-    r = run('none', '--settings', settings, cwd=tmp_path)
+    r = run('none', cwd=tmp_path)
     assert r.returncode!=0 and r.stderr.splitlines()[-1].startswith("fastinit-article: no experiment 'none'") and 'Traceback' not in r.stderr
 
 def test_help(tmp_path):
@@ -63,9 +65,91 @@ def test_help(tmp_path):
     assert r.returncode==0
     for o in ('Folder for results.csv', '(default: results)', '--n-train', 'Peak learning rates', 'adam or sgd; default: the section'): assert o in text
 
+def test_elsewhere(tmp_path):
+    "In another nbdev project its settings.ini is not read"
+    (tmp_path/'settings.ini').write_text('[DEFAULT]\nlib_name = other\n[simple]\nmodel = theirs\n')
+    r = run('simple', '--n-train', 64, '--n-valid', 32, '--size', 16, '--epochs', 1, '--lrs', '1e-3', '--schemes', 'lsuv', '--seeds', 0, cwd=tmp_path)
+    assert r.returncode==0 and len(pd.read_csv(tmp_path/'results/results.csv'))==1
+
+def test_commands_are_kept(tmp_path):
+    "Each that filled a folder, once; and the one of a folder of an earlier version"
+    cfg = dict(read_experiment('simple'), n_train=64, n_valid=32, size=16, epochs=1, lrs=[1e-3], schemes=['lsuv'])
+    for seeds,command in (([0],'first'), ([0],'first'), ([0,1],'second')): run_experiment(dict(cfg, seeds=seeds), tmp_path, command=command)
+    info = json.loads((tmp_path/'run.json').read_text())
+    assert [o['command'] for o in info['made_by']]==['first','second']
+    old = dict(info['made_by'][0], settings={k:v for k,v in info['settings'].items() if k!='amp'}, command='oldest')
+    (tmp_path/'run.json').write_text(json.dumps(old))
+    assert '`oldest --out ' in read_results(tmp_path)[1]
+    run_experiment(dict(cfg, seeds=[0]), tmp_path, command='third')
+    assert [o['command'] for o in json.loads((tmp_path/'run.json').read_text())['made_by']]==['oldest','third']
+
+class Stop(Callback):
+    "Ends a run in the middle of an epoch, as a signal would"
+    order = 100
+    def __init__(self, epoch): self.stop_at = epoch
+    def after_batch(self):
+        if self.training and self.epoch==self.stop_at: raise KeyboardInterrupt
+
+def ended(monkeypatch, epoch, f):
+    "Call `f`, whose training is ended in `epoch`"
+    with monkeypatch.context() as mp:
+        mp.setattr(article.runs, 'new_learner', lambda *args: new_learner(*args).add_cb(Stop(epoch)))
+        with pytest.raises(KeyboardInterrupt): f()
+
+def noisy(c, act_cls): return nn.Sequential(nn.Dropout(0.2), simple_convnet(c, act_cls))
+
+@pytest.mark.parametrize('model,scheme,opt,amp', [('simple_convnet','lsuv_activation','adam',False), ('xresnet18_bn','lsuv','sgd',False),
+                                                  ('simple_convnet','lsuv','adam',True), ('noisy','kaiming','adam',False)])
+def test_resume(model, scheme, opt, amp, tmp_path, monkeypatch):
+    "A run that is ended twice gives the rows of one that is not, bit by bit, and trains no epoch again"
+    monkeypatch.setitem(article.architectures, 'noisy', noisy)
+    args,state = (digits(16, 64, 320, 100), model, scheme, 1e-3, 0, 4, opt, amp),tmp_path/'unfinished.pt'
+    whole = run_cell(*args)
+    for epoch in (1,3): ended(monkeypatch, epoch, lambda: run_cell(*args, state))
+    torch.randn(7) # the random state of another process
+    epochs = []
+    class Count(Callback):
+        def before_train(self): epochs.append(self.epoch)
+    monkeypatch.setattr(article.runs, 'new_learner', lambda *args: new_learner(*args).add_cb(Count()))
+    rows = run_cell(*args, state)
+    assert epochs==[3]
+    for a,b in zip(whole, rows, strict=True): assert {**a, 'cpu_s':0}=={**b, 'cpu_s':0}
+
+def test_resume_experiment(tmp_path, monkeypatch):
+    "What is kept stands beside the results while a run is unfinished, and serves that run alone"
+    cfg = dict(read_experiment('simple'), n_train=64, n_valid=32, size=16, epochs=3, lrs=[1e-3], schemes=['default','lsuv'], seeds=[0])
+    ended(monkeypatch, 2, lambda: run_experiment(cfg, tmp_path))
+    assert (tmp_path/'unfinished.pt').exists() and not (tmp_path/'results.csv').exists()
+    other = run_experiment(dict(cfg, schemes=['lsuv']), tmp_path)
+    assert other.drop(columns='cpu_s').equals(run_experiment(dict(cfg, schemes=['lsuv'])).drop(columns='cpu_s'))
+    both = run_experiment(cfg, tmp_path)
+    assert not list(tmp_path.glob('*.pt')) and len(both)==6
+
+def test_amp(tmp_path, monkeypatch):
+    "Trains in bfloat16 and measures in float32; recorded"
+    cfg = dict(read_experiment('simple', amp='yes'), n_train=64, n_valid=32, size=16, epochs=1, lrs=[1e-3], schemes=['lsuv'], seeds=[0])
+    seen = []
+    def _model(c, act_cls):
+        m = simple_convnet(c, act_cls)
+        m[0][0].register_forward_hook(lambda m,i,o: seen.append(o.dtype))
+        return m
+    monkeypatch.setitem(article.architectures, 'seen', _model)
+    run_experiment(dict(cfg, model='seen'), tmp_path)
+    assert seen[0]==torch.float32 and set(seen[-2:])=={torch.bfloat16} and json.loads((tmp_path/'run.json').read_text())['settings']['amp'] is True
+
+def test_best_of(tmp_path):
+    "Each start at its own best rate"
+    cfg = dict(read_experiment('simple'), n_train=64, n_valid=32, size=16, epochs=1, lrs=[1e-3,1e-2], schemes=['default','lsuv'], seeds=[0])
+    res = run_experiment(cfg, best=dict(default=1e-2, lsuv=1e-3))
+    assert list(zip(res.scheme, res.lr))==[('default',1e-2),('lsuv',1e-3)]
+    run_experiment(cfg, tmp_path/'rates', command='some')
+    article.main('simple', out=str(tmp_path/'best'), **{**tiny, 'schemes':'default lsuv', 'epochs':1}, best_of=str(tmp_path/'rates'))
+    best = article.best_table(read_results(tmp_path/'rates')[0]).best_lr
+    assert pd.read_csv(tmp_path/'best/results.csv').set_index('scheme').lr.to_dict()==best.to_dict()
+
 def test_settings_name_every_experiment():
     for name in ('simple','xresnet50','xresnet50_bn','xresnet50_affine'):
-        cfg = read_experiment(name, settings)
+        cfg = read_experiment(name)
         assert len(cfg['lrs'])>=4 and len(cfg['seeds'])>=3 and cfg['schemes']==list(article.inits)[:9]
 
 def idx(path, a, name, zipped):
@@ -120,8 +204,33 @@ def test_imagenette(images, monkeypatch):
     assert x.shape==(6,3,64,64) and abs(float(x.mean()))<3
     few = get_data('imagenette', size=64, bs=6, n_train=9, n_valid=5)
     assert (len(few.train_ds), len(few.valid_ds))==(9,5) and list(few.train_ds.items)==list(get_data('imagenette', size=64, bs=6, n_train=9, n_valid=5).train_ds.items)
-    cfg = dict(read_experiment('simple', settings), data='imagenette', size=64, bs=6, epochs=3, lrs=[1e-2], schemes=['lsuv'], seeds=[0])
+    monkeypatch.setattr(article.data, 'in_memory', 9*64*64*3) # too little: workers decode
+    each = get_data('imagenette', size=64, bs=6, n_train=9, n_valid=5)
+    assert each.train_ds.kept is None and each.num_workers>0
+    for a,b in zip(few.valid, each.valid): assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+    monkeypatch.undo()
+    monkeypatch.setattr(article.data, 'untar_data', lambda url: images)
+    cfg = dict(read_experiment('simple'), data='imagenette', size=64, bs=6, epochs=3, lrs=[1e-2], schemes=['lsuv'], seeds=[0])
     assert run_experiment(cfg).accuracy.iloc[-1]>0.6 # three colours
+
+def test_middle(tmp_path):
+    "Scaled to the shorter side, the middle cut out; normalized on the device"
+    for k,wide in (('a',True), ('b',False)):
+        (tmp_path/'any'/k).mkdir(parents=True)
+        a = np.zeros((40,120,3), np.uint8)
+        a[:,40:80] = 255
+        for i in range(5): Image.fromarray(a if wide else a.transpose(1,0,2)).save(tmp_path/'any'/k/f'{i}.png')
+    dls = get_data(str(tmp_path/'any'), size=20, bs=8, n_train=0, n_valid=0)
+    assert all(x.dtype==torch.uint8 and x.shape==(3,20,20) and x[:,2:-2,2:-2].eq(255).all() for x,y in dls.train_ds)
+    white = (1-torch.tensor([0.485,0.456,0.406]))/torch.tensor([0.229,0.224,0.225])
+    assert (dls.one_batch()[0][0,:,10,10]-white).abs().max()<1e-6
+
+def test_folder_by_name(images, tmp_path):
+    "Where a folder of images is on this machine is not recorded"
+    article.main('simple', out=str(tmp_path/'res'), data=str(images), **{**tiny, 'schemes':'lsuv', 'lrs':'1e-3', 'n_train':30, 'n_valid':6, 'bs':6})
+    info = json.loads((tmp_path/'res/run.json').read_text())
+    assert info['settings']['data']=='imagenette2-160' and str(tmp_path) not in json.dumps(info) + (tmp_path/'res/results.txt').read_text()
+    assert '--data imagenette2-160' in info['made_by'][0]['command']
 
 def test_folder_without_split(images):
     dls = get_data(str(images/'train'), size=32, bs=6, n_train=0, n_valid=0)

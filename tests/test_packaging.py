@@ -15,7 +15,8 @@ def run(*args, cwd):
 def project(tmp_path_factory):
     "A copy of the project's files, without what was built"
     dst = tmp_path_factory.mktemp('project')/'fastinit'
-    skip = shutil.ignore_patterns('.git', '.venv', '_proc*', '_docs', 'demo', 'build', 'dist', '*.egg-info', '__pycache__', '.ipynb_checkpoints', '.pytest_cache', '.hypothesis')
+    skip = shutil.ignore_patterns('.git', '.venv', '_proc*', '_docs', 'demo', 'build', 'dist', '*.egg-info', '__pycache__', '.ipynb_checkpoints', '.pytest_cache', '.hypothesis', '*.pt',
+                                  'imagenette128', 'cifar10_20k')
     shutil.copytree(root, dst, ignore=skip)
     return dst
 
@@ -29,7 +30,7 @@ def dist(project):
 def wheel(dist): return zipfile.ZipFile(next(dist.glob('*.whl')))
 
 MODULES = {f'fastinit/{n}.py' for n in '''__init__ __main__ _modidx acts all at_activation branches callback correction layers lsuv page plot pool probe report schemes stats tensors
-    article/__init__ article/command article/data article/models article/runs article/settings article/tables'''.split()} | {'fastinit/py.typed'}
+    article/__init__ article/command article/data article/models article/runs article/settings article/tables'''.split()} | {'fastinit/py.typed','fastinit/article/experiments.ini'}
 
 def test_wheel_contents(wheel): assert {n for n in wheel.namelist() if '.dist-info/' not in n}==MODULES
 

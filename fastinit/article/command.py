@@ -22,28 +22,58 @@ from .tables import *
 # %% ../../nbs/25_article_command.ipynb #a415cd46
 def _charts(results, reports):
     "Name → figure"
-    figs = dict(init_stats=plot_init_stats(report_part(reports))[0], after_relu=plot_init_stats(report_part(reports, after_relu=True))[0],
-                init_stats_zoom=plot_init_stats(report_part(reports), zoom=2)[0], accuracy=plot_metrics(at_best_lr(results)))
+    layers,relus = report_part(reports),report_part(reports, after_relu=True)
+    figs = dict(init_stats=plot_init_stats(layers)[0], after_relu=plot_init_stats(relus)[0], init_stats_zoom=plot_init_stats(layers, zoom=2)[0],
+                accuracy=plot_metrics(at_best_lr(results)))
     if results.lr.nunique()>1: figs['lr_range'] = plot_lr_range(results)
     return {k:ax.figure for k,ax in figs.items()}
 
 # %% ../../nbs/25_article_command.ipynb #2fa69bb2
 def _report(cfg, results, info):
     "What was found, as text"
-    n = results[['scheme','lr','seed']].drop_duplicates()
-    return (f"{cfg['model']} on {cfg['data']}, {cfg['size']} px, {cfg['epochs']} epochs of one-cycle {cfg['opt']}: {len(n)} runs, {results.groupby(['scheme','lr','seed']).cpu_s.first().sum()/60:.1f} minutes of CPU time, "
-            f"{int(last_epoch(results).diverged.sum())} not finite at the end\n\nAccuracy after epoch {cfg['epochs']} by peak learning rate, mean (lowest–highest) of {len(cfg['seeds'])} seeds:\n\n{accuracy_table(results).to_string()}\n\n"
-            f"At the best rate of each:\n\n{best_table(results).to_string(float_format='{:.4g}'.format)}\n\n{info}")
+    runs,seeds = results.groupby(['scheme','lr','seed']),len(cfg['seeds'])
+    of_seeds = f', mean (lowest–highest) of {seeds} seeds' if seeds>1 else ''
+    return f"""{cfg['model']} on {Path(cfg['data']).name}, {cfg['size']} px, {cfg['epochs']} epochs of one-cycle {cfg['opt']}: {runs.ngroups} runs,\
+ {runs.cpu_s.first().sum()/60:.1f} minutes of CPU time, {int(last_epoch(results).diverged.sum())} not finite at the end
+
+Accuracy after epoch {cfg['epochs']} by peak learning rate{of_seeds}:
+
+{accuracy_table(results).to_string()}
+
+At the best rate of each:
+
+{best_table(results).to_string(float_format='{:.4g}'.format)}
+
+{info}"""
 
 # %% ../../nbs/25_article_command.ipynb #922eeaba
 #: How the command is called, noted beside its results; for scripts that add models and starts to it
 prog = ['fastinit-article']
 
+def _command(experiment, given):
+    "As typed, but for folders of images, which have another place on another machine"
+    res = [*prog, experiment]
+    for k,v in given.items():
+        res.append(f"--{k.replace('_','-')}")
+        if k!='amp': res.append(Path(v).name if k=='data' else str(v))
+    return shlex.join(res)
+
+def _write(out, results, reports, text):
+    "Charts, tables and statistics; their paths"
+    charts = {out/f'{k}.png':fig for k,fig in _charts(results, reports).items()}
+    for path,fig in charts.items():
+        save_png(fig, path)
+        plt.close(fig)
+    stats = {k:r.df.drop(columns='shape') for k,r in reports.items()}
+    pd.concat(stats, names=['scheme']).reset_index('scheme').to_csv(out/'init_stats.csv', index=False)
+    (out/'results.txt').write_text(text+'\n')
+    return [out/o for o in ('results.csv','results.txt','run.json','init_stats.csv')] + list(charts)
+
 @call_parse
 def main(
     experiment:str, # Section of the settings: simple, xresnet50, xresnet50_bn, xresnet50_affine
     out:str='results', # Folder for results.csv and the charts; what is done in it already is not repeated
-    settings:str='settings.ini', # The experiments; the options below take the place of theirs
+    settings:str|None=None, # File of experiments; the options below take the place of its own; default: those of the package
     model:str|None=None, # simple_convnet, convnet10 (20, 50), xresnet18 (34, 50, 101), with _bn or _affine; default: the section's
     data:str|None=None, # digits, fashion_mnist, imagenette, or a folder: of MNIST's files or of images by class; default: the section's
     size:int|None=None, # Pixels a side; default: the section's
@@ -52,27 +82,25 @@ def main(
     bs:int|None=None, # Batch size; default: the section's
     epochs:int|None=None, # Epochs of each run; default: the section's
     opt:str|None=None, # adam or sgd; default: the section's
+    amp:bool=False, # Train in bfloat16; layers are initialized and measured in float32; default: the section's
     lrs:str|None=None, # Peak learning rates of the one-cycle schedule, as '3e-4 1e-3'; default: the section's
-    schemes:str|None=None, # Starts, as 'default kaiming lsuv', or normal, xavier, orthogonal, lsuv_uncentered, lsuv_orthogonal, lsuv_activation; default: the section's
+    schemes:str|None=None, # Starts, as 'default kaiming lsuv', or normal, xavier, orthogonal, lsuv_activation and more; default: the section's
     seeds:str|None=None, # A run for each, as '0 1 2'; default: the section's
+    best_of:str|None=None, # Folder of earlier results: run each start only at the learning rate that was its best there
 )->None:
-    "Run an experiment of the article; writes results.csv, its settings and the charts, and prints the accuracies. What is wrong it says and ends (`SystemExit`)."
-    given = {k:v for k,v in dict(model=model, data=data, size=size, n_train=n_train, n_valid=n_valid, bs=bs, epochs=epochs, opt=opt, lrs=lrs, schemes=schemes, seeds=seeds).items() if v is not None}
-    out = Path(out)
-    command = shlex.join([*prog, experiment, *(o for k,v in given.items() for o in (f"--{k.replace('_','-')}", str(v)))])
+    """Run an experiment of the article; writes results.csv, its settings and the charts, and prints the accuracies.
+    A run that was ended goes on after the last epoch it finished. What is wrong it says and ends (`SystemExit`)."""
+    given = dict(model=model, data=data, size=size, n_train=n_train, n_valid=n_valid, bs=bs, epochs=epochs, opt=opt, amp='yes' if amp else None,
+                 lrs=lrs, schemes=schemes, seeds=seeds)
+    given,out = {k:v for k,v in given.items() if v is not None},Path(out)
+    command = _command(experiment, dict(given, best_of=best_of) if best_of else given)
     plt.switch_backend('agg')
     try:
         cfg = read_experiment(experiment, settings, **given)
+        best = None if best_of is None else best_table(read_results(best_of)[0]).best_lr.to_dict()
         dls = get_data(**{k:cfg[k] for k in ('data','size','bs','n_train','n_valid')})
-        results = run_experiment(cfg, out, dls, command)
+        results = run_experiment(cfg, out, dls, command, best)
     except (ValueError, FileNotFoundError) as e: raise SystemExit(f'fastinit-article: {e}')
-    reports = init_reports(dls, cfg['model'], cfg['schemes'], cfg['seeds'][0])
-    made = []
-    for k,fig in _charts(results, reports).items():
-        made.append(out/f'{k}.png')
-        save_png(fig, made[-1])
-    pd.concat({k:r.df.drop(columns='shape') for k,r in reports.items()}, names=['scheme']).reset_index('scheme').to_csv(out/'init_stats.csv', index=False)
     text = _report(cfg, results, f'Made by: {command}')
-    (out/'results.txt').write_text(text+'\n')
-    print('\n'+text+'\n')
-    for o in [out/'results.csv', out/'results.txt', out/'run.json', out/'init_stats.csv', *made]: print(o)
+    made = _write(out, results, init_reports(dls, cfg['model'], cfg['schemes'], cfg['seeds'][0]), text)
+    print(f'\n{text}\n', *made, sep='\n')

@@ -32,6 +32,46 @@ def new_learner(
     return Learner(dls, build_model(model, scheme, dls.c), opt_func=opts[opt], metrics=accuracy, cbs=InitCallback(kind, **kwargs))
 
 # %% ../../nbs/23_article_runs.ipynb #204e24c8
+class _Autocast(Callback):
+    "Train and validate in bfloat16 where torch thinks it safe; fastai's `MixedPrecision` does so on CUDA alone"
+    def before_fit(self): self.model.to(memory_format=torch.channels_last) # a fifth faster
+    def before_batch(self):
+        self.autocast = torch.autocast(self.dls.device.type, torch.bfloat16)
+        self.autocast.__enter__()
+    def after_pred(self): self.learn.pred = to_float(self.pred)
+    def after_loss(self): self.autocast.__exit__(None, None, None)
+
+class _Resume(Callback):
+    "Keep in `path`, after each epoch, all that the rest of the run needs; go on from there if `run` was ended"
+    order = Recorder.order+1
+    def __init__(self, path, run): self.path,self.run,self.start,self.values,self.spent = path,run,0,[],0.
+    def before_fit(self):
+        "After the initialization, whose weights are replaced"
+        self.t = time.process_time()
+        state = torch.load(self.path, weights_only=False) if self.path and self.path.exists() else {}
+        if state.get('run')!=self.run: return
+        self.start,self.values,self.spent = len(state['values']),state['values'],state['spent']
+        self.model.load_state_dict(state['model'])
+        self.opt.load_state_dict(state['opt'])
+        self.learn.recorder.smooth_loss.count,self.learn.recorder.smooth_loss.val = state['loss']
+        for dl,o in zip(self.dls.loaders, state['orders']): dl.rng.setstate(o)
+        set_random_states(**state['random'])
+    def before_epoch(self):
+        if self.epoch<self.start: raise CancelEpochException
+    def after_epoch(self):
+        if self.epoch<self.start: return
+        self.values.append([float(o) for o in self.learn.final_record])
+        if not self.path: return
+        loss = self.learn.recorder.smooth_loss
+        state = dict(run=self.run, values=self.values, spent=self.cpu_s(), model=self.model.state_dict(), opt=self.opt.state_dict(),
+                     loss=(loss.count, loss.val), orders=[o.rng.getstate() for o in self.dls.loaders], random=get_random_states())
+        tmp = self.path.with_suffix('.tmp')
+        torch.save(state, tmp)
+        os.replace(tmp, self.path)
+    def cpu_s(self):
+        "Seconds of this process alone, whatever else the machine does, and of those before that it goes on from"
+        return self.spent + time.process_time() - self.t
+
 def run_cell(
     dls:DataLoaders, # Data
     model:str, # Name in `architectures`
@@ -40,32 +80,47 @@ def run_cell(
     seed:int, # Of weights, data order and all else
     epochs:int, # Epochs
     opt:str='adam', # Name in `opts`
+    amp:bool=False, # Train in bfloat16 (autocast)? Layers are initialized and measured in float32
+    state:Path|None=None, # File that keeps what a run that is ended needs to go on after its last epoch; None to keep nothing
 )->list: # A dict an epoch: scheme, lr, seed, epoch, train_loss, valid_loss, accuracy; diverged and cpu_s (seconds of CPU time) of the whole run
     "Train `model` once."
-    t = time.process_time() # of this process alone, whatever else the machine does
-    learn = new_learner(dls, model, scheme, seed, opt)
-    with learn.no_bar(), learn.no_logging():
-        learn.fit_one_cycle(epochs, lr, cbs=TerminateOnNaNCallback())
-        vals = learn.recorder.values[:epochs]
+    learn,resume = new_learner(dls, model, scheme, seed, opt),_Resume(state, [model, scheme, lr, seed, epochs, opt, amp])
+    with learn.no_bar(), learn.no_logging(), learn.added_cbs(_Autocast() if amp else None):
+        learn.fit_one_cycle(epochs, lr, cbs=[TerminateOnNaNCallback(), resume])
+        vals = resume.values
         if len(vals)<epochs: vals = [*vals, *[[math.nan, *learn.validate()]]*(epochs-len(vals))]
-    run = dict(diverged=not np.isfinite(vals[-1][1]), cpu_s=round(time.process_time()-t, 2))
-    return [dict(zip(('scheme','lr','seed','epoch','train_loss','valid_loss','accuracy'), (scheme, lr, seed, i+1, *v)), **run) for i,v in enumerate(vals)]
+    run = dict(diverged=not np.isfinite(vals[-1][1]), cpu_s=round(resume.cpu_s(), 2))
+    columns = ('scheme','lr','seed','epoch','train_loss','valid_loss','accuracy')
+    return [dict(zip(columns, (scheme, lr, seed, i+1, *v)), **run) for i,v in enumerate(vals)]
 
 # %% ../../nbs/23_article_runs.ipynb #af58fdbf
-_same = ('data','model','size','n_train','n_valid','bs','epochs','opt') # what the cells of one results.csv have in common
+_same = ('data','model','size','n_train','n_valid','bs','epochs','opt','amp') # what the cells of one results.csv have in common
+
+def _processor():
+    "What computes: the GPU's name, or the CPU's"
+    if default_device().type=='cuda': return torch.cuda.get_device_name()
+    info = Path('/proc/cpuinfo')
+    names = re.findall('model name\\s*: (.*)', info.read_text()) if info.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+def _settings(cfg):
+    "Those that the cells have in common; a folder of images by its name, wherever it is on this machine"
+    return {**{k:cfg[k] for k in _same}, 'data':Path(cfg['data']).name}
 
 def _read_done(out, cfg, command):
-    "The finished cells in `out`, of the same settings; notes the settings there if it has none yet"
-    csv,info = out/'results.csv',out/'run.json'
-    want = {k:cfg[k] for k in _same}
+    "The finished cells in `out`, of the same settings; notes the command there"
+    csv,want,made_by = out/'results.csv',_settings(cfg),[]
     if csv.exists():
-        if not info.exists(): raise ValueError(f'{csv} has no run.json beside it that tells its settings: pass another --out')
-        was = json.loads(info.read_text())['settings']
+        if not (out/'run.json').exists():
+            raise ValueError(f'{csv} has no run.json beside it that tells its settings: pass another --out')
+        was,made_by = read_run(out)
         if diff := [f'{k} = {was.get(k)}, not {v}' for k,v in want.items() if was.get(k)!=v]:
             raise ValueError(f"{csv} was made with {'; '.join(diff)}: pass another --out, or remove it")
     out.mkdir(parents=True, exist_ok=True)
-    info.write_text(json.dumps(dict(command=command, settings=want, python=platform.python_version(), machine=platform.machine(), threads=torch.get_num_threads(),
-                                    **{n:version(n) for n in ('fastai-fastinit','fastai','torch')}), indent=1)+'\n')
+    now = dict(command=command, processor=_processor(), machine=platform.machine(), threads=torch.get_num_threads(),
+               python=platform.python_version(), **{n:version(n) for n in ('fastai-fastinit','fastai','torch')})
+    if now not in made_by: made_by.append(now)
+    (out/'run.json').write_text(json.dumps(dict(settings=want, made_by=made_by), indent=1)+'\n')
     if not csv.exists(): return pd.DataFrame(columns=['scheme','lr','seed','epoch'])
     df = pd.read_csv(csv, float_precision='round_trip')
     return df[df.groupby(['scheme','lr','seed']).epoch.transform('size')==cfg['epochs']]
@@ -82,17 +137,24 @@ def run_experiment(
     out:str|Path|None=None, # Folder with results.csv, which each finished cell is added to and whose cells are not run again; None to keep nothing
     dls:DataLoaders|None=None, # Data, if it is there already
     command:str='', # What made it, noted beside the results
+    best:dict|None=None, # Scheme → the only learning rate to run it at; None for all of `cfg`
 )->pd.DataFrame: # One row a scheme × learning rate × seed × epoch, as `run_cell` gives them
-    "Train every scheme at every learning rate from every seed, with a progress bar over the runs; seed by seed, so that an unfinished one is balanced."
+    """Train every scheme at every learning rate from every seed, with a progress bar over the runs; seed by seed, so that an unfinished one is
+    balanced. A run that was ended goes on after the last epoch that it finished."""
     res = pd.DataFrame(columns=['scheme','lr','seed','epoch']) if out is None else _read_done(Path(out), cfg, command)
     if dls is None: dls = get_data(**{k:cfg[k] for k in ('data','size','bs','n_train','n_valid')})
-    done = set(zip(res.scheme, res.lr, res.seed))
-    bar = progress_bar([c for c in itertools.product(cfg['seeds'], cfg['lrs'], cfg['schemes']) if c[::-1] not in done])
+    rates = {k: cfg['lrs'] if best is None else [best[k]] for k in cfg['schemes']}
+    lrs = list(dict.fromkeys(lr for o in rates.values() for lr in o))
+    want = [(seed,lr,k) for seed in cfg['seeds'] for lr in lrs for k in cfg['schemes'] if lr in rates[k]]
+    done = set(zip(res.seed, res.lr, res.scheme))
+    state = None if out is None else Path(out)/'unfinished.pt'
+    bar = progress_bar([c for c in want if c not in done])
     for seed,lr,scheme in bar:
         gc.collect() # a Learner is a cycle, and keeps its weights until it is found
         bar.comment = f'{scheme}, learning rate {lr:g}, seed {seed}'
-        rows = pd.DataFrame(run_cell(dls, cfg['model'], scheme, lr, seed, cfg['epochs'], cfg['opt']))
+        rows = pd.DataFrame(run_cell(dls, cfg['model'], scheme, lr, seed, cfg['epochs'], cfg['opt'], cfg['amp'], state))
         res = pd.concat([res, rows], ignore_index=True) if len(res) else rows
-        if out is not None: _save(res, Path(out)/'results.csv')
-    want = set(itertools.product(cfg['schemes'], cfg['lrs'], cfg['seeds']))
-    return res[[c in want for c in zip(res.scheme, res.lr, res.seed)]].reset_index(drop=True)
+        if state is not None:
+            _save(res, state.with_name('results.csv'))
+            state.unlink(missing_ok=True)
+    return res[[c in want for c in zip(res.seed, res.lr, res.scheme)]].reset_index(drop=True)

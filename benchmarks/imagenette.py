@@ -1,0 +1,36 @@
+"""Imagenette, the article's own data: its simple convnet, and its xresnet50 without normalization, with scale and bias only, and with batchnorm.
+
+    python benchmarks/imagenette.py                                                        (all of imagenette.ini, seed by seed)
+    python benchmarks/imagenette.py simple --seeds 0 --out benchmarks/imagenette/simple    (then as fastinit-article)
+    python benchmarks/imagenette.py gpu                                                    (all at 128 px, from all starts; `make gpu`)
+
+Needs the images in a folder imagenette128: train and val, one folder a class. It may be ended at any time, as by `timeout 600 make gpu`:
+the next call goes on after the last epoch that was finished.
+"""
+import sys
+from pathlib import Path
+from fastinit.article import inits, main
+from sweep import prepare, run_steps
+
+here = Path(__file__).parent
+
+#: The article's size, all images, all starts
+on_gpu = dict(size=128, n_train=0, n_valid=0, schemes=' '.join(inits))
+
+def steps(
+    folder, # Of the results
+    **kwargs # In place of the settings
+):
+    "(section, options): the simple convnet, then each network's rates from one seed, then each of its starts at its best rate"
+    def _step(section, **options): return section,dict(out=str(folder/section), **options, **kwargs)
+    yield _step('simple')
+    for k in ('xresnet50','xresnet50_affine','xresnet50_bn'):
+        yield _step(f'{k}_rates', seeds='0')
+        yield _step(k, best_of=str(folder/f'{k}_rates'))
+
+if __name__=='__main__':
+    given = sys.argv[1:]
+    prepare(__file__)
+    if not given: run_steps(__file__, steps(here/'imagenette'), seeds=(0,1,2))
+    elif given==['gpu']: run_steps(__file__, steps(here/'imagenette_128', **on_gpu), seeds=(0,1,2))
+    else: main()

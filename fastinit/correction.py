@@ -102,7 +102,7 @@ class Correction:
         self.targets,self.names = targets or {},{m:n for n,m in layers.items()}
         self.done,self.left = {},{} # dotted name → `Step`, or why there was none
         self.given = {} # dotted name → (std, mean) of what it is thought to give now
-        self.todo,self.owners,self.off_center = set(layers),{},set()
+        self.todo,self.owners,self.off_center,self.stuck = set(layers),{},set(),set()
         self.saved:Saved|None = None
 
     def __enter__(self):
@@ -119,7 +119,7 @@ class Correction:
         saved:Saved, # What their weights are if that does not help
     )->'Correction': # Itself, for `with`
         "A further pass for `names`, in which each layer is run again with its new weights, and gets its old ones back if those change nothing."
-        self.todo,self.saved = set(names)-set(self.left),saved
+        self.todo,self.saved = set(names),saved
         return self
 
     def target(self, n:str)->float:
@@ -189,38 +189,39 @@ class Correction:
     def corrected(self, n:str, o:Any)->None:
         "Called with the output `o` of a layer after its correction"
 
+    def responds(self, n:str, again:Callable, sd:float|Tensor)->bool:
+        "Does twice the weight and bias give twice the spread? (The correction itself may be next to nothing and would prove nothing)"
+        with all_or_nothing(self.layers[n].parameters(), keep=False):
+            Affine(2.).on_(self.layers[n])
+            return abs(float(self.moments_of(n, first_tensor(again()))[0])/(2*float(sd)) - 1) < 0.05
+
     def attempt(self, n:str, again:Callable, sd:float|Tensor, mean:float|Tensor)->tuple:
-        "(What was done to the weights, the output after it, its std and mean)"
+        "(What was done to the weights, the output after it, how far it is off)"
         change = to_target(float(sd), mean, self.target(n), self.centers(n))
         with torch._C.DisableTorchFunction(): change.on_(self.layers[n])
         out = again()
-        return change,out,self.moments_of(n, first_tensor(out))
+        return change,out,self.error(n, *self.moments_of(n, first_tensor(out)))
 
     def careful(self, n:str, again:Callable, sd:float|Tensor, mean:float|Tensor)->Any:
-        "Change the weights, run the layer again, and undo what does not help"
-        layer,step,error = self.layers[n],self.done.get(n) or Step(mean, sd, Affine()),self.error(n, sd, mean)
-        was = Saved(layer.parameters())
-        change,out,after = self.attempt(n, again, sd, mean)
-        if self.centers(n) and not self.helped(error, self.error(n, *after)): # its bias may count otherwise than its weight
-            was.restore()
-            if isinstance(step.change.shift, (float,Tensor)): Affine(1., -step.change.shift).on_(layer)
-            self.off_center.add(n)
-            step.change = Affine(step.change.scale)
-            sd,mean = self.moments_of(n, first_tensor(again()))
-            error = self.error(n, sd, mean)
-            change,out,after = self.attempt(n, again, sd, mean)
-        if not self.helped(error, self.error(n, *after)):
+        "Change the weights, run the layer again, and look what it gives; undo all if it does not depend on its weight"
+        layer,step = self.layers[n],self.done.get(n) or Step(mean, sd, Affine())
+        if not self.responds(n, again, sd):
             self.left[n] = 'not affine'
             self.done.pop(n, None)
             self.saved.restore(only=layer.parameters())
             return again()
+        was,before = Saved(layer.parameters()),self.error(n, sd, mean)
+        change,out,after = self.attempt(n, again, sd, mean)
+        if self.centers(n) and after>max(before/2, 0.02): # its bias counts otherwise than its weight
+            was.restore()
+            if isinstance(step.change.shift, (float,Tensor)): Affine(1., -step.change.shift).on_(layer)
+            self.off_center.add(n)
+            step.change = Affine(step.change.scale)
+            change,out,after = self.attempt(n, again, *self.moments_of(n, first_tensor(again())))
+        if after>before/2: self.stuck.add(n)
         self.done[n] = Step(step.mean_before, step.std_before, step.change.then(change))
         self.corrected(n, first_tensor(out))
         return out
-
-    def helped(self, before:float, after:float)->bool:
-        "Is an error of `after` right, or at least a step towards it?"
-        return after<=0.02 or after<=before/2
 
 # %% ../nbs/09_correction.ipynb #ac59e2ff
 class ChannelCorrection(Correction):

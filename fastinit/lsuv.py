@@ -91,7 +91,7 @@ def _off(rows, fix, after, tol):
     def _bad(r):
         mean = r['mean'] if fix.centers(r['layer']) and not after and not isinstance(fix, ChannelCorrection) else 0.
         return _error(r, fix, after)>tol/2 or abs(mean)>0.02*max(fix.target(r['layer']), 1e-3)
-    return [r['layer'] for r in rows if r['layer'] in fix.done and r['std']>1e-6*abs(r['mean']) and _bad(r)]
+    return [r['layer'] for r in rows if r['layer'] in fix.done and r['layer'] not in fix.stuck and r['std']>1e-6*abs(r['mean']) and _bad(r)]
 
 def _converged(rows, fix, after, tol):
     "Say of each corrected layer whether it is at its target"

@@ -1,5 +1,6 @@
 # Each target works alone on a fresh clone: it makes .venv and installs what it needs, once.
 PYTHON ?= python3
+THREADS ?= 1
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
@@ -27,9 +28,9 @@ help:  ## what there is to make
 demo: .venv/base  ## train the article's convnet from three starts; charts in demo/
 	$(BIN)/fastinit-article simple --schemes 'default kaiming lsuv' --lrs 1e-3 --out demo
 
-# one notebook a core, one thread each
+# one notebook a core, THREADS threads each
 test: .venv/dev  ## the notebooks, then the tests
-	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/nbdev-test --n-workers 2
 	$(BIN)/python -m pytest
 
 zoo: .venv/dev .venv/zoo  ## whole architectures of torchvision, timm, transformers, fastai; benchmarks/zoo.csv (some 12 minutes)

@@ -18,48 +18,55 @@ from .layers import *
 from .probe import *
 
 # %% ../nbs/05_stats.ipynb #7ac43d1e
-def _sum_sq(v): # One dot product of 50 million values in float32 would be off by 1e-4
-    return v.dot(v) if v.numel()<=2**20 else sum(r.dot(r).double() for r in v.split(2**20))
-
 class Moments:
     "Standard deviation and mean of tensors, with one scratch buffer for all of them."
     def __init__(self,
         lazy:bool|None=None, # Leave the results on the device, as tensors? By default if that is not the CPU
     ):
-        self.lazy,self.buf = lazy,torch.empty(0)
+        self.lazy,self.buf = lazy,torch.empty(0, device='cpu')
 
-    def centered(self, v:Tensor, mean:float|Tensor)->Tensor:
+    def __call__(self,
+        o:Tensor, # Floating point or complex values of any shape
+    )->tuple[float|Tensor,Any]: # (std, mean) in float32 at least, of all of `o`; the std with n−1, as torch's; a complex mean if `o` is
+        "(std, mean) of `o`, right to 1e-6: numbers, or tensors if lazy"
+        if o.is_complex(): return self.of_complex(o)
+        v = flat(o.float() if o.dtype.itemsize<4 else o)
+        return self.as_tensors(v) if ifnone(self.lazy, not v.is_cpu) else self.as_numbers(v)
+
+    def as_numbers(self, v:Tensor)->tuple[float,float]:
+        "From the sum and the sum of squares, or where that would lose digits from those of the distances to the mean"
+        n,norm = v.numel(),norm_of(v).item()
+        if not 1e-15 < norm < math.inf and v.dtype!=torch.double: return self.as_numbers(v.double()) # squares out of range
+        mean = sum_of(v).item()/n
+        sq = norm**2 - n*mean**2
+        if sq < n*mean**2:
+            rounded = torch.tensor(mean, dtype=v.dtype, device='cpu')
+            d = self.minus(v, rounded)
+            rest = sum_of(d).item()/n
+            sq,mean = norm_of(d).item()**2 - n*rest**2,rounded.item() + rest
+        return math.sqrt(max(sq, 0.)/max(1, n-1)),mean # a NaN stays one
+
+    def as_tensors(self, v:Tensor)->tuple[Tensor,Tensor]:
+        "From the distances to the mean, in units of the largest, so that nothing need be looked at"
+        n = v.numel()
+        mean = (sum_of(v)/n).to(v.dtype)
+        d = self.minus(v, mean)
+        unit = torch.maximum(-d.amin(), d.amax()).clamp_min(torch.finfo(d.dtype).tiny)
+        d.div_(unit)
+        rest = sum_of(d)/n # of the mean, which was rounded
+        var = (norm_of(d)**2 - n*rest**2)/max(1, n-1)
+        return (var.clamp_min(0).sqrt()*unit).to(v.dtype),(mean + rest*unit).to(v.dtype)
+
+    def minus(self, v:Tensor, mean:Tensor)->Tensor:
         "`v` − `mean`, in the scratch buffer"
         n = v.numel()
         if self.buf.numel()<n or self.buf.dtype!=v.dtype or self.buf.device!=v.device: self.buf = v.new_empty(n)
         return torch.sub(v, mean, out=self.buf[:n])
 
-    def __call__(self,
-        o:Tensor, # Floating point values of any shape
-    )->tuple[float|Tensor,float|Tensor]: # (std, mean) in float32 at least, of all of `o`; the std with n−1, as torch's
-        "(std, mean) of `o`: numbers, or tensors if lazy"
-        v = flat(o.float() if o.dtype in (torch.half, torch.bfloat16) else o)
-        if v.is_complex(): return self.of_complex(v)
-        n = v.numel()
-        if self.is_lazy(v):
-            mean = v.mean()
-            return (_sum_sq(self.centered(v, mean))/max(1, n-1)).sqrt(),mean
-        mean = v.sum().item()/n
-        sq = _sum_sq(v).item() - n*mean**2
-        if mean==sq==0 and not spread_sample(v).any(): return 0.,0. # zero by design, and not for being tiny
-        if not max(1e-30, n*mean**2/9) < sq < math.inf: sq = _sum_sq(self.centered(v, mean)).item()
-        if not 1e-30 < sq < math.inf and v.dtype!=torch.double: return self(v.double()) # squares out of range
-        return math.sqrt(sq/max(1, n-1)),mean
-
-    def is_lazy(self, v:Tensor)->bool:
-        "Are the moments of `v` to stay on its device?"
-        return ifnone(self.lazy, v.device.type!='cpu')
-
-    def of_complex(self, v:Tensor)->tuple[float|Tensor,Any]:
+    def of_complex(self, o:Tensor)->tuple[float|Tensor,Any]:
         "The root of the mean squared distance from the mean, which is complex"
-        mean = v.mean()
-        std = (_sum_sq(torch.view_as_real(v-mean).view(-1))/max(1, v.numel()-1)).sqrt()
-        return (std,mean) if self.is_lazy(v) else (std.item(),mean.item())
+        (sr,r),(si,i) = self(o.real),self(o.imag)
+        return (sr**2 + si**2)**0.5,torch.complex(r, i) if isinstance(r, Tensor) else complex(r, i)
 
 # %% ../nbs/05_stats.ipynb #17aac189
 def has_moments(

@@ -181,6 +181,10 @@ class ActivationCorrection(Correction):
         "Wait for the activation"
         if self.target(n): self.next.expect(n, o)
 
+    def zero_mean(self, n:str)->bool:
+        "The mean of the layer is what its activation wants"
+        return False
+
     def fit(self, n:str, o:Tensor, act:Callable)->None:
         "Scale the layer called `n`, and its output `o`, so that `act` gives the target"
         step,center = self.done[n],None
@@ -209,9 +213,9 @@ class AfterActivation(LayerStats):
         if m in self.layers and n not in self.after and isinstance(o, Tensor): self.next.expect(n, o)
 
     def found(self, n, o, act):
-        "Keep (std, mean) of what `act` makes of `o`"
+        "Keep the std of what `act` makes of `o`"
         f = act.forward if isinstance(act, nn.Module) else act
-        self.after[n] = self.moments(f(o.clone()))
+        self.after[n] = self.moments(f(o.clone()))[0]
 
     def __enter__(self):
         self.next.__enter__()

@@ -16,6 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 from .tensors import *
 from .layers import *
 from .probe import *
+from .pool import *
 from .stats import *
 
 # %% ../nbs/09_correction.ipynb #6908c3b5
@@ -92,13 +93,13 @@ class Correction:
         std:float=1., # Target
         *,
         center:bool=True, # Also take the mean out, through the bias?
-        pool:Callable|None=None, # Joins the moments of several processes, as a `Pool` does
+        pool:Pool|None=None, # Of several processes
         targets:dict|None=None, # Dotted name → target of its own
         units:dict|None=None, # Layers whose output another module gives, as `attention_units` names them
     ):
         store_attr('layers,moments,std,center')
         self.units = units or {}
-        self.pool = pool or (lambda what,n,sd,mean: (sd,mean))
+        self.pool = pool or Pool()
         self.targets,self.names = targets or {},{m:n for n,m in layers.items()}
         self.done,self.left = {},{} # dotted name → `Step`, or why there was none
         self.given = {} # dotted name → (std, mean) of what it is thought to give now
@@ -129,6 +130,10 @@ class Correction:
     def centers(self, n:str)->bool:
         "Is the mean of the layer called `n` to be 0?"
         return bool(self.center) and getattr(self.layers[n], 'bias', None) is not None and n not in self.off_center
+
+    def zero_mean(self, n:str)->bool:
+        "Is the mean of the layer called `n` to be 0 when all is done?"
+        return self.centers(n)
 
     def moments_of(self, n:str, out:Any)->tuple:
         "(std, mean) of `out`, of all processes together"
@@ -226,10 +231,6 @@ class Correction:
 # %% ../nbs/09_correction.ipynb #ac59e2ff
 class ChannelCorrection(Correction):
     "A `Correction` that takes the mean out of each channel and scales by what is left, the std within channels; as `Correction` where there is no bias to take it."
-    def __init__(self, layers, moments, std=1., *, pool=None, **kwargs):
-        super().__init__(layers, moments, std, pool=pool, **kwargs)
-        self.channels = pool.channels if pool else lambda what,n,sd,mean: (sd,mean)
-
     def moments_of(self, n:str, out:Any)->tuple:
         "(std within channels, mean of each) of `out`, of all processes together"
         m = self.layers[n]
@@ -238,4 +239,4 @@ class ChannelCorrection(Correction):
         with torch._C.DisableTorchFunction():
             mean = out.mean([d for d in range(out.ndim) if d!=dim], keepdim=True, dtype=torch.promote_types(out.dtype, torch.float))
             mean = mean.view(mean.shape[dim:]) # broadcasts to an output of any number of dimensions before it
-            return self.channels(n, out.numel(), self.moments(out-mean)[0], mean)
+            return self.pool.channels(n, out.numel(), self.moments(out-mean)[0], mean)

@@ -11,7 +11,7 @@ __all__ = ['lsuv_', 'lsuv_residual_']
 from fastai.basics import *
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import Any
 from .tensors import *
 from .layers import *
@@ -80,46 +80,66 @@ def _check_options(pre='kaiming', std=1., center=True, at='layer', branch_scale=
     if not _is_scale(branch_scale): raise ValueError(f"branch_scale={branch_scale!r}: must be 'auto', 0, a number over 0, or None")
 
 # %% ../nbs/11_lsuv.ipynb #d3a1520b
-def _error(r, fix, after):
-    "How far a row is off its target, relative to it; of the activation's output where that counts"
-    target = fix.target(r['layer'])
-    std = after.get(r['layer'], (r['std'],))[0]
-    return abs(float(std)-target)/(target or 1.)
+class _Passes:
+    "The forward passes of LSUV, each from the same state of the model"
+    def __init__(self, model, xb, fix, new_stats, params, pool, tol):
+        store_attr()
+        self.layer_params = {n:list(m.parameters()) for n,m in fix.layers.items()}
 
-def _off(rows, fix, after, tol):
-    "Names of the layers whose std, or whose mean, must be corrected again"
-    def _bad(r):
-        mean = r['mean'] if fix.centers(r['layer']) and not after and not isinstance(fix, ChannelCorrection) else 0.
-        return _error(r, fix, after)>tol/2 or abs(mean)>0.02*max(fix.target(r['layer']), 1e-3)
-    return [r['layer'] for r in rows if r['layer'] in fix.done and r['layer'] not in fix.stuck and r['std']>1e-6*abs(r['mean']) and _bad(r)]
+    def run(self, *contexts):
+        "One pass within `contexts`"
+        with probing(self.model, *self.xb, but=self.params) as self.notes, ExitStack() as stack:
+            for c in contexts: stack.enter_context(c)
+            forward(self.model, *self.xb)
 
-def _converged(rows, fix, after, tol):
-    "Say of each corrected layer whether it is at its target"
-    for r in rows:
-        if r['layer'] not in fix.done: continue
-        if fix.targets: r['target'] = fix.target(r['layer'])
-        r['converged'] = _error(r, fix, after) <= tol*(fix.target(r['layer']) or 1.)
+    def correct(self, saved, *stats):
+        "Correct what `fix` waits for; layers that it left alone get back what `saved` has, to the bit"
+        self.run(*stats, self.fix) # whose hooks come first
+        done,left = ([p for n,ps in self.layer_params.items() if (n in self.fix.done)==d for p in ps] for d in (True,False))
+        if left: saved.restore(but=done, only=left)
+
+    def measure(self):
+        "The rows of what every layer gives now"
+        stats = self.new_stats()
+        self.run(stats)
+        return self.look(stats)
+
+    def look(self, stats):
+        "The rows of `stats`, with how far each corrected layer is off, relative to its target"
+        fix,rows = self.fix,judged(stats, self.fix.std, self.pool, self.fix.targets)
+        _first_not_finite(rows)
+        for r in rows:
+            if r['layer'] not in fix.done: continue
+            target = fix.target(r['layer'])
+            if fix.targets: r['target'] = target
+            std = float(getattr(stats, 'after', {}).get(r['layer'], r['std'])) # that of the activation where it counts
+            r['error'] = abs(std-target)/(target or 1.)
+            r['converged'] = r['error'] <= self.tol
+        return rows
+
+    def off(self, rows):
+        "Names of the layers to correct again"
+        def _bad(r):
+            target = self.fix.target(r['layer'])
+            return r['error']>self.tol/2 or self.fix.zero_mean(r['layer']) and abs(r['mean'])>0.02*max(target, 1e-3)
+        return [r['layer'] for r in rows if r['layer'] in self.fix.done and r['layer'] not in self.fix.stuck and r['std']>1e-6*abs(r['mean']) and _bad(r)]
 
 # %% ../nbs/11_lsuv.ipynb #d3a1520c
-def _run(model, xb, fix, saved, new_stats, leave_alone, pool, tol, verify, rounds=6):
+def _corrected(passes, saved, verify, rounds=6):
     "Correct, measure, and repeat for the layers that are off; the rows of the last pass"
-    if verify: stats = nullcontext()
-    else: stats = new_stats(known=fix.given)
-    with stats, fix: forward(model, *xb) # the hooks of `fix` come first
-    single = [n for n,(_,_,n_values) in fix.waiting.items() if n_values==1]
+    fix = passes.fix
+    stats = [] if verify else [passes.new_stats(known=fix.given)]
+    passes.correct(saved, *stats)
+    single = [n for n,(_,_,count) in fix.waiting.items() if count==1]
     if single: raise InitError(f'{single[0]} ({type(fix.layers[single[0]]).__name__}) gives a single value on this batch, which has no std: use a larger batch')
-    for i in range(rounds):
-        leave_alone()
-        if verify:
-            stats = new_stats()
-            with stats: forward(model, *xb)
-        rows,after = judged(stats, fix.std, pool, fix.targets),getattr(stats, 'after', {})
-        _first_not_finite(rows)
-        if not verify: break
-        off = _off(rows, fix, after, tol)
-        if not off or i==rounds-1: break
-        with fix.again(off, saved): forward(model, *xb)
-    _converged(rows, fix, after, tol)
+    if not verify: return passes.look(*stats)
+    rows = passes.measure()
+    for _ in range(rounds):
+        off = passes.off(rows)
+        if not off: break
+        fix.again(off, saved)
+        passes.correct(saved)
+        rows = passes.measure()
     return rows
 
 # %% ../nbs/11_lsuv.ipynb #d3a1520a
@@ -145,26 +165,22 @@ def lsuv_(
         todo,left = split_layers(model, layers, force=force)
         scaled = {n:m for n,m in todo.items() if not isinstance(m, recurrent_types)}
         acts = [m for m in model.modules() if is_activation(m)] if at=='activation' else []
-        params = {n:list(m.parameters()) for n,m in todo.items()}
-        changed = [p for ps in params.values() for p in ps] if pool.size==1 else list(model.parameters())
-        subs = [m.sub for m in acts if isinstance(m, GeneralReLU)]
+        params = [p for m in todo.values() for p in m.parameters()] if pool.size==1 else list(model.parameters())
+        params += [m.sub for m in acts if isinstance(m, GeneralReLU)]
         targets,said = ({},[]) if branch_scale is None else _branch_targets(model, xb, branch_scale, std, scaled)
-        kind = dict(layer=ChannelCorrection if center=='channel' else Correction, activation=partial(ActivationCorrection, acts=acts, tol=tol, max_iter=max_iter))[at]
-        fix = kind(scaled, Moments(), std, center=bool(center), pool=pool if pool.size>1 else None, targets=targets, units=attention_units(model.modules()))
-        def _stats(**kw): return AfterActivation(model, scaled, acts) if at=='activation' else LayerStats(model, include_paramless, **kw)
-        def _leave_alone(): # true to the bit
-            done,not_done = ([p for n in scaled if (n in fix.done)==d for p in params[n]] for d in (True,False))
-            if not_done: saved.restore(but=done, only=not_done)
-        with all_or_nothing([*changed, *subs]) as saved:
-            with probing(model, *xb, but=changed) as notes:
-                if pre is not None and todo: get_scheme(pre)(model, layers=todo)
-                pool.share([*changed, *subs])
-                rows = _run(model, xb, fix, saved, _stats, _leave_alone, pool, tol, verify)
-            if not verify: said = ['the means and stds are predicted: verify=False leaves out the pass that measures them', *said]
+        kind = partial(ActivationCorrection, acts=acts, tol=tol, max_iter=max_iter) if at=='activation' else ChannelCorrection if center=='channel' else Correction
+        fix = kind(scaled, Moments(), std, center=bool(center), pool=pool, targets=targets, units=attention_units(model.modules()))
+        new_stats = partial(AfterActivation, model, scaled, acts) if at=='activation' else partial(LayerStats, model, include_paramless)
+        passes = _Passes(model, xb, fix, new_stats, params, pool, tol)
+        with all_or_nothing(params) as saved:
+            if pre is not None and todo: get_scheme(pre)(model, layers=todo)
+            pool.share(params)
+            rows = _corrected(passes, saved, verify)
             pool.close()
             _add_steps(rows, fix.done)
-            left = {**left, **{n:fix.left.get(n, 'not called') for n in scaled if n not in fix.done}}
-            report = InitReport(partial(_lsuv_frame, rows), 'lsuv', std, [*said, *notes, *call_notes(rows)]).mark(left) # the table is made when it is looked at
+            if not verify: said.append('the means and stds are predicted: verify=False leaves out the pass that measures them')
+            report = InitReport(partial(_lsuv_frame, rows), 'lsuv', std, [*said, *passes.notes, *call_notes(rows)]) # the table is made when it is looked at
+            report.mark({**left, **{n:fix.left.get(n, 'not called') for n in scaled if n not in fix.done}})
             warn_left(report.left)
             _warn_slow(rows, std, tol)
     return report

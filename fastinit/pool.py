@@ -26,9 +26,10 @@ def pooled(parts): # (n, std, mean) of each part
 class Pool:
     "A context in which the processes of `torch.distributed`, if there are several, act as one: `pool(name, n, std, mean)` gives the moments of all values together."
     def __init__(self,
-        model:nn.Module, # Messages are made where its first parameter is: not every backend takes them from the CPU
+        model:nn.Module|None=None, # Messages are made where its first parameter is: not every backend takes them from the CPU. None: of this process alone
     ):
-        self.open,self.size = True,dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        several = model is not None and dist.is_available() and dist.is_initialized()
+        self.open,self.size = True,dist.get_world_size() if several else 1
         self.device = first(model.parameters()).device if self.size>1 else None
 
     def gather(self, t:Tensor)->list:

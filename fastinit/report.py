@@ -154,7 +154,7 @@ def judged(
     targets:dict|None=None, # Dotted name → target of its own
 )->list: # A dict for each layer: those of `stats.table()` with their status
     "What was recorded, and a word on it."
-    rows,targets = stats.table() if pool is None else pool.together(stats.table()),targets or {}
+    rows,targets = (pool or Pool()).together(stats.table()),targets or {}
     for r in rows:
         if r['layer'] in targets: r['target'] = targets[r['layer']]
     silent = {r['layer']:r['module'] for r in rows if r['mean']==r['std']==0}

@@ -172,6 +172,7 @@ def warm_times(f, model, xb, least=3, seconds=2.):
 @pytest.mark.parametrize('library,name', [(k,n) for k,ns in (ZOO if WHOLE else FEW).items() for n in ns])
 def test_zoo(library, name):
     model,xb = ZOO[library][name](name)
+    model.train() # fastai's DynamicUnet leaves its encoder in evaluation mode
     options,calls = OPTIONS.get(name, {}),[]
     h = model.register_forward_pre_hook(lambda *_: calls.append(1))
     todo = init_layers(model, options.get('layers'))

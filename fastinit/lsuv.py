@@ -172,7 +172,7 @@ def lsuv_(
         fix = kind(scaled, Moments(), std, center=bool(center), pool=pool, targets=targets, units=attention_units(model.modules()))
         new_stats = partial(AfterActivation, model, scaled, acts) if at=='activation' else partial(LayerStats, model, include_paramless)
         passes = _Passes(model, xb, fix, new_stats, params, pool, tol)
-        with all_or_nothing(params) as saved:
+        with all_or_nothing(params) as saved, unmoved_rng():
             if pre is not None and todo: get_scheme(pre)(model, layers=todo)
             pool.share(params)
             rows = _corrected(passes, saved, verify)

@@ -23,6 +23,7 @@ from .report import *
 from .schemes import *
 from .lsuv import *
 from .plot import *
+from .watch import *
 
 # %% ../nbs/14_callback.ipynb #f9cbc02e
 def inputs_targets(learn):
@@ -72,6 +73,7 @@ class InitCallback(Callback):
         learn.fit_one_cycle(3) # initializes, then trains
 
     `learn.init_report()` shows what it did. Frozen, loaded and pretrained layers keep their weights, unless `force=True`; `layers` chooses some.
+    With `watch=50`, `learn.init_report().plot_steps()` then shows what the first 50 training steps made of it.
     """
     report:InitReport|None # What the layers gave
     seen:dict|None # A few values of each parameter, when the Learner was made
@@ -83,9 +85,11 @@ class InitCallback(Callback):
         layers:LayerChoice=None, # As in `init_layers`
         force:bool=False, # Initialize frozen, loaded and pretrained layers too
         include_paramless:bool=False, # Also list modules without parameters, such as ReLU, in the report
+        watch:int=0, # Watch this many of the first training steps, as `Learner.watch_init`
         **kwargs # Passed to the scheme
     ):
         check_scheme(scheme, kwargs)
+        if watch: WatchCallback(watch) # which checks it
         store_attr()
         self.kwargs = kwargs
         self.done,self.report,self.seen = False,None,None
@@ -113,6 +117,7 @@ class InitCallback(Callback):
         xb = agreed_batch(self.learn)
         self.report = init_split(model, self.scheme, xb, todo, self.include_paramless, **self.options())
         self.learn._init_report,self.done = self.report,True
+        if self.watch: self.learn.watch_init(self.watch, include_paramless=self.include_paramless)
         mine = {id(p) for m in todo.values() for p in m.parameters()}
         for cb in self.learn.cbs: # what this callback changed is not 'loaded' to the next one
             if isinstance(cb, InitCallback) and cb.seen is not None: cb.seen = {**cb.seen, **_samples(model, mine)}
@@ -142,16 +147,17 @@ class KaimingCallback(InitCallback):
         learn.fit_one_cycle(3) # initializes, then trains
 
     `nonlinearity` names the activation for all layers, or 'auto': the one that feeds each layer; `a` is the slope of a leaky ReLU.
-    `mode`: 'fan_in' or 'fan_out'; `distribution`: 'normal' or 'uniform'. `layers` and `force` are those of `InitCallback`, as is `include_paramless`.
+    `mode`: 'fan_in' or 'fan_out'; `distribution`: 'normal' or 'uniform'. `layers`, `force`, `include_paramless` and `watch` are those of `InitCallback`.
     """
     @delegates(kaiming_, but=['force'])
     def __init__(self,
         *,
         force:bool=False, # Initialize frozen, loaded and pretrained layers too
         include_paramless:bool=False, # Also list modules without parameters, such as ReLU, in the report
+        watch:int=0, # Watch this many of the first training steps, as `Learner.watch_init`
         **kwargs
     ): # A callback for `cbs=`
-        super().__init__('kaiming', force=force, include_paramless=include_paramless, **kwargs)
+        super().__init__('kaiming', force=force, include_paramless=include_paramless, watch=watch, **kwargs)
 
 # %% ../nbs/14_callback.ipynb #c8f0f12d
 class LSUVCallback(InitCallback):
@@ -166,6 +172,7 @@ class LSUVCallback(InitCallback):
     `std` is the target, `tol` how near is near enough; `center` also takes the mean out, where there is a bias; 'channel': that of each channel. `verify=False` leaves out the pass that measures, and corrects again what is off.
     `at='activation'` makes both right after the activation that follows a layer, in `max_iter` steps at most where it is no ReLU.
     `branch_scale=0` silences residual branches until the first step, 'auto' lets all of them together add a variance of 1 to the stream.
+    `watch=50` also looks at the first 50 training steps: `learn.init_report().plot_steps()`.
     `include_paramless` also lists ReLUs and other modules without parameters. Raises `InitError`, with every weight as it was, where a layer gives NaN or inf.
     """
     order = InitCallback.order+1 # the article's conclusion: Kaiming, then LSUV
@@ -173,9 +180,10 @@ class LSUVCallback(InitCallback):
     def __init__(self,
         *,
         force:bool=False, # Initialize frozen, loaded and pretrained layers too
+        watch:int=0, # Watch this many of the first training steps, as `Learner.watch_init`
         **kwargs
     ): # A callback for `cbs=`
-        super().__init__('lsuv', force=force, **kwargs)
+        super().__init__('lsuv', force=force, watch=watch, **kwargs)
 
     def options(self)->dict:
         "Another initialization's weights are kept, not drawn again"

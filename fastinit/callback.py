@@ -11,7 +11,7 @@ __all__ = ['inputs_targets', 'first_batch', 'agreed_batch', 'InitCallback', 'Kai
 from fastai.basics import *
 from fastai.callback.core import TrainEvalCallback
 import traceback
-from collections.abc import Callable,Iterable
+from collections.abc import Callable
 from .tensors import *
 from .layers import *
 from .acts import *

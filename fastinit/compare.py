@@ -7,13 +7,12 @@ Docs: https://fastinit.github.io/fastinit/compare.html.md"""
 # %% auto #0
 __all__ = ['InitComparison', 'plot_losses']
 
-# %% ../nbs/15_compare.ipynb #ffc190e9
+# %% ../nbs/15_compare.ipynb #7fd557b6
 from fastai.basics import *
 from fastprogress.fastprogress import progress_bar
 import matplotlib.pyplot as plt
 import threading
-from collections.abc import Callable,Iterable,Sequence
-from typing import Any
+from collections.abc import Iterable,Sequence
 from .tensors import *
 from .layers import *
 from .acts import *
@@ -151,7 +150,14 @@ class InitComparison(dict):
 
     def __repr__(self): return f'{self.best}\n{self.table.to_string(float_format=short_number)}'
 
-# %% ../nbs/15_compare.ipynb #e5481a66
+# %% ../nbs/15_compare.ipynb #73f16e5c
+def _limits(losses):
+    "Of the y axis: what is far above where the lowest began leaves the panel"
+    finite = losses.loss[np.isfinite(losses.loss)]
+    low,high,top = finite.min(),finite.max(),2*losses[losses.step==1].groupby('scheme').loss.mean().min()
+    if 0 < top < high: high = top
+    return low-0.03*(high-low),high+0.03*(high-low)
+
 def plot_losses(
     losses:pd.DataFrame, # Columns scheme, step and loss; with several seeds, one row each
     ax:plt.Axes|None=None, # Axes to draw in
@@ -164,9 +170,7 @@ def plot_losses(
         l = l.where(np.isfinite(l))
         ax.plot(l.index, l.mean(axis=1, skipna=False), color=c, lw=1.5, label=k)
         ax.fill_between(l.index, l.min(axis=1), l.max(axis=1), color=c, alpha=0.18, lw=0)
-    finite = losses.loss[np.isfinite(losses.loss)]
-    top = 2*losses[losses.step==1].groupby('scheme').loss.mean().min()
-    if 0 < top < finite.max(): ax.set_ylim(finite.min()-0.05*top, top)
+    ax.set_ylim(_limits(losses))
     ax.set_xlabel('training step'); ax.set_ylabel('loss')
     ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
     ax.grid(alpha=0.25); ax.legend(frameon=False)
@@ -177,7 +181,7 @@ def plot(self:InitComparison)->Sequence: # The axes, a panel a rate
     "Draw the losses, one panel a learning rate"
     panels = {f'learning rate {lr:g}' if isinstance(lr, float) else str(lr): df for lr,df in self.losses.groupby('lr', sort=False)}
     size = (7,4) if len(panels)==1 else (max(3.2, 11/len(panels)),3.4)
-    return plot_side_by_side(panels, plot_losses, ncols=min(3, len(panels)), size=size, sharey=True)
+    return plot_side_by_side(panels, plot_losses, ncols=min(3, len(panels)), size=size, sharey=True, ylim=_limits(self.losses))
 
 @patch
 @delegates(plot_init_stats, but=['axs','figsize'])

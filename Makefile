@@ -43,8 +43,11 @@ bench: .venv/bench  ## every benchmark; figures in benchmarks/
 	for f in benchmarks/bench_*.py; do $(BIN)/python $$f || exit 1; done
 
 # needs the images in imagenette128/; may be ended at any time, and goes on after the last epoch: timeout 600 make gpu
-gpu: .venv/bench  ## the article's experiments at its own size, 128 px, from every start, 3 seeds; benchmarks/imagenette_128/
+gpu: .venv/bench benchmarks/one_pass_cuda.csv  ## on a GPU: LSUV's time and memory, and the article's experiments at its own size, 128 px
 	$(BIN)/python benchmarks/imagenette.py gpu
+
+benchmarks/one_pass_cuda.csv:
+	$(BIN)/python benchmarks/bench_one_pass.py --device cuda
 
 readme: .venv/docs  ## README.md from nbs/index.ipynb
 	$(BIN)/python tools/readme.py

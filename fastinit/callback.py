@@ -10,10 +10,9 @@ __all__ = ['chosen_and_kept', 'InitCallback', 'KaimingCallback', 'LSUVCallback']
 # %% ../nbs/14_callback.ipynb #a00022f6
 from fastai.basics import *
 from fastai.callback.core import TrainEvalCallback
-from fastprogress.fastprogress import progress_bar
 import traceback
 import warnings
-from collections.abc import Callable,Iterable
+from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 from .tensors import *
@@ -232,7 +231,7 @@ class LSUVCallback(InitCallback):
     `learn.init_report()` shows what it did, `learn.lsuv.report.df` is the table.
     `layers` chooses: types, dotted names, modules, a function of name and module. Frozen, loaded and pretrained layers keep their weights, unless `force=True`.
     `pre` runs first: 'kaiming', 'orthogonal' (the paper), any other of `schemes`, or None to keep the weights.
-    `std` is the target, `tol` how near is near enough; `center` also takes the mean out, where there is a bias; 'channel': that of each channel.
+    `std` is the target, `tol` how near is near enough; `center` also takes the mean out, where there is a bias; 'channel': that of each channel. `verify=False` leaves out the pass that measures, and corrects again what is off.
     `at='activation'` makes both right after the activation that follows a layer, in `max_iter` steps at most where it is no ReLU.
     `branch_scale=0` silences residual branches until the first step, 'auto' lets all of them together add a variance of 1 to the stream.
     `watch=50` also looks at the first 50 training steps: `learn.init_report().plot_steps()`.
@@ -281,40 +280,3 @@ def init_report(self:Learner,
     if hist: plot_hists(report)
     if grads: plot_grads(report)
     return report
-
-# %% ../nbs/14_callback.ipynb #e77c478b
-def _init_name(o): return scheme_name(o.scheme) if isinstance(o, InitCallback) else scheme_name(o)
-
-def _named_inits(inits):
-    "Name → scheme or callback, each checked; equal names are numbered"
-    if isinstance(inits, dict): res = inits
-    else:
-        res = {}
-        for o in L(inits):
-            n,i = _init_name(o),1
-            while n in res: n = f'{_init_name(o)} {(i := i+1)}'
-            res[n] = o
-    for n,o in res.items():
-        if isinstance(o, type) and issubclass(o, Callback): raise TypeError(f"'{n}' is a class: pass a callback, `{o.__name__}()`, or the name of a scheme")
-        if not isinstance(o, InitCallback): check_scheme(o, {})
-    return res
-
-@patch
-@delegates(plot_init_stats)
-def compare_inits(self:Learner,
-    inits:Iterable|dict=('default','kaiming','lsuv'), # Names in `schemes`, functions and callbacks, or {name: one of these}
-    *,
-    layers:LayerChoice=None, # As in `init_layers`; a callback has its own
-    include_paramless:bool=False, # Also measure modules without parameters, such as ReLU
-    **kwargs
-)->dict: # Name → `InitReport`
-    "Draw what each initialization would do to this model and data, one line each; model, optimizer, data order and random state stay as they are. Raises `TypeError` or `ValueError` before it starts if one of them is none."
-    inits,model,reports = _named_inits(inits),check_model(self.model),{}
-    xb = first_batch(self)
-    values = [*model.parameters(), *(m.sub for m in model.modules() if isinstance(m, GeneralReLU))]
-    for n,o in progress_bar(list(inits.items()), leave=False) if hasattr(self, 'progress') else inits.items():
-        scheme,options = (o.scheme, dict(o.kwargs, layers=o.layers, force=o.force)) if isinstance(o, InitCallback) else (o, dict(layers=layers))
-        with all_or_nothing(values, keep=False): reports[n] = init_(model, scheme, *xb, include_paramless=include_paramless, **options)
-        reports[n].scheme = n
-    plot_init_stats(reports, **kwargs)
-    return reports

@@ -4,7 +4,6 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/detail/PrivateUse1HooksInterface.h>
-#include <ATen/native/CPUFallback.h>
 #include <ATen/native/Resize.h>
 #include <ATen/native/TensorShape.h>
 #include <ATen/ops/as_strided_native.h>
@@ -42,6 +41,7 @@ struct Memory final : c10::Allocator {
   }
   void copy_data(void* to, const void* from, size_t n) const override { default_copy_data(to, from, n); }
 } memory;
+REGISTER_ALLOCATOR(kOurs, &memory);
 
 struct Guard final : c10::impl::NoOpDeviceGuardImpl<kOurs> {
   c10::Device exchangeDevice(c10::Device) const override { return device; }
@@ -118,6 +118,17 @@ const Tensor& resize(const Tensor& t, at::IntArrayRef size, std::optional<at::Me
   return t;
 }
 
+Tensor& set_storage(Tensor& t, c10::Storage s, int64_t offset, at::IntArrayRef size, at::IntArrayRef stride) {
+  t.unsafeGetTensorImpl()->set_storage_keep_dtype(std::move(s));
+  t.unsafeGetTensorImpl()->set_sizes_and_strides(size, stride, offset);
+  return t;
+}
+
+Tensor& set_whole_storage(Tensor& t, c10::Storage s) {
+  int64_t n = s.nbytes() / t.element_size();
+  return set_storage(t, std::move(s), 0, {n}, {1});
+}
+
 Tensor convolution(const Tensor& x, const Tensor& w, const std::optional<Tensor>& b, at::IntArrayRef stride, at::IntArrayRef padding,
                    at::IntArrayRef dilation, bool transposed, at::IntArrayRef output_padding, int64_t groups) {
   Running r;
@@ -153,16 +164,60 @@ bool gives_tensors(const c10::FunctionSchema& schema) {
   return true;
 }
 
+// Any operation: on the CPU, in the same memory
 void on_the_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   auto& schema = op.schema();
-  if (!in_operation && !gives_tensors(schema)) n_reads++; // a truth value, such as that of `equal`
   auto& args = schema.arguments();
+  if (!in_operation && !gives_tensors(schema)) n_reads++; // a truth value, such as that of `equal`
+  bool takes_any = schema.name().find("index") != std::string::npos; // indices may be on the CPU
+  std::vector<std::pair<Tensor, Tensor>> pairs; // ours, the CPU's
+  bool strangers = false;
+  auto change = [&](const Tensor& t) {
+    if (!t.defined()) return t;
+    if (!t.is_privateuseone()) {
+      strangers |= t.dim() > 0;
+      return t;
+    }
+    for (auto& [ours, theirs] : pairs)
+      if (ours.is_same(t)) return theirs;
+    auto theirs = t.numel() ? on_cpu(t) : at::empty(t.sizes(), t.options().device(at::kCPU)); // which may be resized
+    pairs.emplace_back(t, theirs);
+    return theirs;
+  };
   for (size_t i = 0; i < args.size(); i++) {
     auto& v = (*stack)[stack->size() - args.size() + i];
     if (args[i].name() == "generator") v = generator;
+    else if (v.isTensor()) v = change(v.toTensor());
+    else if (v.isTensorList()) {
+      c10::List<Tensor> l;
+      for (const Tensor& t : v.toTensorVector()) l.push_back(change(t));
+      v = l;
+    } else if (v.isOptionalTensorList()) {
+      c10::List<std::optional<Tensor>> l;
+      for (const std::optional<Tensor>& t : v.toOptionalTensorVector()) l.push_back(t ? std::optional<Tensor>(change(*t)) : t);
+      v = l;
+    } else if (v.isDevice()) v = c10::Device(at::kCPU);
   }
+  TORCH_CHECK(pairs.empty() || !strangers || takes_any, "Expected all tensors to be on the same device, in ", schema.name());
   Running r;
-  at::native::cpu_fallback(op, stack);
+  c10::Dispatcher::singleton().redispatchBoxed(op, c10::DispatchKeySet(c10::DispatchKey::CPU), stack);
+  for (auto& [ours, theirs] : pairs)
+    if (!ours.numel() && theirs.numel()) copy_from_and_resize(theirs, ours);
+  auto back = [&](const Tensor& t) {
+    if (!t.defined() || t.is_privateuseone()) return t;
+    for (auto& [ours, theirs] : pairs)
+      if (theirs.is_same(t)) return ours;
+    return t.to(device);
+  };
+  for (size_t i = stack->size() - schema.returns().size(); i < stack->size(); i++) {
+    auto& v = (*stack)[i];
+    if (v.isTensor()) v = back(v.toTensor());
+    else if (v.isTensorList()) {
+      c10::List<Tensor> l;
+      for (const Tensor& t : v.toTensorVector()) l.push_back(back(t));
+      v = l;
+    }
+  }
 }
 
 TORCH_LIBRARY_IMPL(_, PrivateUse1, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&on_the_cpu>()); }
@@ -175,6 +230,8 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("as_strided", &as_strided);
   m.impl("view", &at::native::view);
   m.impl("resize_", &resize);
+  m.impl("set_.source_Storage", &set_whole_storage);
+  m.impl("set_.source_Storage_storage_offset", &set_storage);
   m.impl("convolution_overrideable", &convolution);
   m.impl("_thnn_fused_lstm_cell", &lstm_cell);
   m.impl("convolution_backward_overrideable", &convolution_backward);

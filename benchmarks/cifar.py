@@ -1,7 +1,7 @@
-"""CIFAR-10: which activations train from which start in the LSUV paper's FitNet-4, and whether `lsuv_residual` keeps what it promises.
+"""CIFAR-10: which activations train from which start in the LSUV paper's FitNet-4, and what `lsuv_residual` is worth.
 
-    python benchmarks/cifar.py                                                                 (all of cifar.ini, seed by seed)
-    python benchmarks/cifar.py fitnet4_relu --seeds 0 --out benchmarks/cifar/fitnet4_relu      (then as fastinit-article)
+    python benchmarks/cifar.py                               (all of cifar.ini, seed by seed)
+    python benchmarks/cifar.py fitnet4_relu --seeds 0 --out benchmarks/cifar/fitnet4_relu    (then as fastinit-article)
 
 Needs the images in a folder cifar10_20k: train and test, one folder a class.
 """
@@ -31,7 +31,8 @@ def fitnet4(act, c=10, act_cls=None):
 activations = dict(maxout=Maxout, relu=nn.ReLU, leaky=partial(nn.LeakyReLU, 0.333), tanh=nn.Tanh, sigmoid=nn.Sigmoid)
 architectures.update({f'fitnet4_{k}':partial(fitnet4, act) for k,act in activations.items()})
 
-steps = [(k, dict(out=str(Path(__file__).with_suffix('')/k))) for k in ('residual', 'batchnorm', *(f'fitnet4_{k}' for k in activations))]
+sections = 'residual','batchnorm',*(f'fitnet4_{k}' for k in activations)
+steps = [(k, dict(out=str(Path(__file__).with_suffix('')/k))) for k in sections]
 
 if __name__=='__main__':
     given = sys.argv[1:]

@@ -1,11 +1,11 @@
-"""Imagenette, the article's own data: its simple convnet, and its xresnet50 without normalization, with scale and bias only, and with batchnorm.
+"""Imagenette, the article's own data: its simple convnet, its xresnet50 without normalization, with scale and bias, with batchnorm.
 
-    python benchmarks/imagenette.py                                                        (all of imagenette.ini, seed by seed)
+    python benchmarks/imagenette.py                          (all of imagenette.ini, seed by seed)
+    python benchmarks/imagenette.py gpu                      (all at 128 px, from all starts; `make gpu`)
     python benchmarks/imagenette.py simple --seeds 0 --out benchmarks/imagenette/simple    (then as fastinit-article)
-    python benchmarks/imagenette.py gpu                                                    (all at 128 px, from all starts; `make gpu`)
 
-Needs the images in a folder imagenette128: train and val, one folder a class. It may be ended at any time, as by `timeout 600 make gpu`:
-the next call goes on after the last epoch that was finished.
+Needs the images in a folder imagenette128: train and val, one folder a class. It may be ended at any time,
+as by `timeout 600 make gpu`: the next call goes on after the last epoch that was finished.
 """
 import sys
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""Which start a residual network without normalization needs: the sweeps of `residual.ini`, with the targets tried and the published answers.
+"""Which start a residual network without normalization needs: the sweeps of `residual.ini`, targets tried, published answers.
 
-    python benchmarks/residual.py compare --out benchmarks/residual/compare_digits        (then as fastinit-article)
-    python benchmarks/residual.py losses benchmarks/residual/compare_digits               (of the first 50 steps, at each start's best rate)
+    python benchmarks/residual.py compare --out benchmarks/residual/compare_digits    (then as fastinit-article)
+    python benchmarks/residual.py losses benchmarks/residual/compare_digits           (of 50 steps, at each start's best rate)
 """
 import sys
 from functools import partial
@@ -11,7 +11,8 @@ from torch import nn
 from fastai.vision.all import Callback, CancelFitException, ResBlock, noop, xresnet18, xresnet50, xresnet101, pd
 from torch.nn.utils.parametrizations import weight_norm
 from fastinit.all import *
-from fastinit.article import architectures, best_table, get_data, inits, main, model_changes, new_learner, plain_convnet, prog, read_results, remove_norm
+from fastinit.article import (architectures, best_table, get_data, inits, main, model_changes, new_learner, plain_convnet, prog,
+                              read_results, read_run, remove_norm)
 
 here = Path(__file__).parent
 
@@ -19,18 +20,21 @@ here = Path(__file__).parent
 
 def plain_mlp(c=10, act_cls=nn.ReLU, depth=100, width=128, size=16):
     "`depth` linear layers without shortcuts"
-    return nn.Sequential(nn.Flatten(), nn.Linear(3*size*size, width), *[o for _ in range(depth-2) for o in (act_cls(), nn.Linear(width, width))], act_cls(), nn.Linear(width, c))
+    hidden = [o for _ in range(depth-2) for o in (act_cls(), nn.Linear(width, width))]
+    return nn.Sequential(nn.Flatten(), nn.Linear(3*size*size, width), *hidden, act_cls(), nn.Linear(width, c))
 
 def vit(c=10, act_cls=nn.GELU, size=16):
     "A transformer of 12 blocks without LayerNorm"
-    m = tv.VisionTransformer(image_size=size, patch_size=4, num_layers=12, num_heads=4, hidden_dim=64, mlp_dim=128, num_classes=c, norm_layer=nn.Identity)
+    m = tv.VisionTransformer(image_size=size, patch_size=4, num_layers=12, num_heads=4, hidden_dim=64, mlp_dim=128,
+                             num_classes=c, norm_layer=nn.Identity)
     nn.init.normal_(m.heads.head.weight, std=0.02) # torchvision's zeros would stay zeros under every start
     return m
 
 def narrow(arch, norm, c=10, act_cls=nn.ReLU): return norm(arch(n_out=c, act_cls=act_cls, widen=0.25))
 
 for arch in (xresnet18, xresnet50, xresnet101):
-    for k,norm in {'':remove_norm, '_bn':noop}.items(): architectures[f'{arch.__name__}{k}_narrow'] = partial(narrow, arch, norm)
+    for k,norm in {'':remove_norm, '_bn':noop}.items():
+        architectures[f'{arch.__name__}{k}_narrow'] = partial(narrow, arch, norm)
 architectures.update(mlp100=plain_mlp, convnet100=partial(plain_convnet, 100, width=32), vit=vit)
 
 # What to aim at
@@ -83,8 +87,9 @@ def with_scale(value, model):
     return model
 
 def fixup_model(model):
-    "Fixup's learnable factor, and a summand before each convolution of a branch (Zhang et al. 2019, section 4); after each there is a bias already"
-    for b in blocks(model): b.convpath = nn.Sequential(*[o for m in b.convpath for o in (Shift(), m)], Scale(1.))
+    "Fixup's learnable factor, and a summand before each convolution of a branch (Zhang et al. 2019, section 4)"
+    for b in blocks(model): # after each convolution there is a bias already
+        b.convpath = nn.Sequential(*[o for m in b.convpath for o in (Shift(), m)], Scale(1.))
     return model
 
 @torch.no_grad()
@@ -99,9 +104,11 @@ def fixup_(model, *xb):
     return report
 
 def nf_model(model, alpha=0.2):
-    "x + α·f(x/β), where β² = 1 + α²·(blocks before it in its stage) is the expected variance (Brock et al. 2021, section 3); without their weight standardization"
+    """x + α·f(x/β), where β² = 1 + α²·(blocks before it in its stage) is the expected variance (Brock et al. 2021, section 3);
+    without their weight standardization"""
     for stage in model:
-        for i,b in enumerate(b for b in (stage if isinstance(stage, nn.Sequential) else []) if isinstance(b, ResBlock)):
+        if not isinstance(stage, nn.Sequential): continue
+        for i,b in enumerate(b for b in stage if isinstance(b, ResBlock)):
             b.convpath = nn.Sequential(Divide((1+alpha**2*i)**0.5), *b.convpath, Divide(1/alpha))
     return model
 
@@ -135,7 +142,8 @@ inits.update({f'branch_{v}':('lsuv_residual', dict(branch_scale=v)) for v in (1,
     branch_stage=(by_stage_, {}), branch_zero=('lsuv_residual', dict(branch_scale=None)), per_layer=('lsuv_residual', dict(center=True)),
     uncentered=('lsuv_residual', dict(center=False)), **{'head_0.1':(partial(head_, 0.1), {}), 'head_zero':(partial(head_, 0.), {})},
     fixup=(fixup_, {}), skipinit=('kaiming', {}), nf_beta=('kaiming', {}), weight_norm=(weight_norm_, {}))
-model_changes.update(branch_zero=partial(with_scale, 0.), fixup=fixup_model, skipinit=partial(with_scale, 0.), nf_beta=nf_model, weight_norm=weight_norm_model)
+model_changes.update(branch_zero=partial(with_scale, 0.), skipinit=partial(with_scale, 0.), fixup=fixup_model, nf_beta=nf_model,
+                     weight_norm=weight_norm_model)
 
 # The loss of the first steps
 
@@ -149,9 +157,8 @@ class FirstLosses(Callback):
 
 def losses(folder, n=50):
     "Write losses.csv: the loss of the first `n` steps of each start's runs at its best rate"
-    import json
     results,_ = read_results(folder)
-    cfg,rows = json.loads((Path(folder)/'run.json').read_text())['settings'],[]
+    cfg,rows = read_run(folder)[0],[]
     dls = get_data(**{k:cfg[k] for k in ('data','size','bs','n_train','n_valid')})
     for k,lr in best_table(results).best_lr.items():
         for seed in sorted(results.seed.unique()):

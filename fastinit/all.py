@@ -9,10 +9,12 @@ from .branches import residual_branches
 from .lsuv import lsuv_, lsuv_residual_
 from .plot import plot_depth, plot_grads, plot_hists, plot_init_stats, plot_lr_range, plot_metrics, scheme_colors
 from .page import InitReport # with its HTML
-from .callback import InitCallback, KaimingCallback, LSUVCallback # and Learner.init_report, Learner.compare_inits
+from .watch import WatchCallback # and Learner.watch_init, InitReport.plot_steps
+from .callback import InitCallback, KaimingCallback, LSUVCallback # and Learner.init_report
+from .compare import InitComparison # what Learner.compare_inits gives after training
 
 __all__ = ['lsuv_', 'lsuv_residual_', 'kaiming_', 'xavier_', 'orthogonal_', 'normal_', 'default_', 'recurrent_', 'init_', 'schemes',
-           'InitCallback', 'KaimingCallback', 'LSUVCallback',
-           'init_stats', 'InitReport', 'InitError', 'layer_hists', 'layer_grads', 'residual_branches',
+           'InitCallback', 'KaimingCallback', 'LSUVCallback', 'WatchCallback',
+           'init_stats', 'InitReport', 'InitComparison', 'InitError', 'layer_hists', 'layer_grads', 'residual_branches',
            'plot_init_stats', 'plot_hists', 'plot_grads', 'plot_depth', 'plot_metrics', 'plot_lr_range', 'scheme_colors',
            'init_layers', 'act_gain', 'fans', 'GeneralReLU']

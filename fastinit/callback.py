@@ -10,9 +10,8 @@ __all__ = ['inputs_targets', 'first_batch', 'agreed_batch', 'InitCallback', 'Kai
 # %% ../nbs/14_callback.ipynb #a00022f6
 from fastai.basics import *
 from fastai.callback.core import TrainEvalCallback
-from fastprogress.fastprogress import progress_bar
 import traceback
-from collections.abc import Callable,Iterable
+from collections.abc import Callable
 from .tensors import *
 from .layers import *
 from .acts import *
@@ -23,6 +22,7 @@ from .report import *
 from .schemes import *
 from .lsuv import *
 from .plot import *
+from .watch import *
 
 # %% ../nbs/14_callback.ipynb #f9cbc02e
 def inputs_targets(learn):
@@ -72,6 +72,7 @@ class InitCallback(Callback):
         learn.fit_one_cycle(3) # initializes, then trains
 
     `learn.init_report()` shows what it did. Frozen, loaded and pretrained layers keep their weights, unless `force=True`; `layers` chooses some.
+    With `watch=50`, `learn.init_report().plot_steps()` then shows what the first 50 training steps made of it.
     """
     report:InitReport|None # What the layers gave
     seen:dict|None # A few values of each parameter, when the Learner was made
@@ -83,9 +84,11 @@ class InitCallback(Callback):
         layers:LayerChoice=None, # As in `init_layers`
         force:bool=False, # Initialize frozen, loaded and pretrained layers too
         include_paramless:bool=False, # Also list modules without parameters, such as ReLU, in the report
+        watch:int=0, # Watch this many of the first training steps, as `Learner.watch_init`
         **kwargs # Passed to the scheme
     ):
         check_scheme(scheme, kwargs)
+        if watch: WatchCallback(watch) # which checks it
         store_attr()
         self.kwargs = kwargs
         self.done,self.report,self.seen = False,None,None
@@ -113,6 +116,7 @@ class InitCallback(Callback):
         xb = agreed_batch(self.learn)
         self.report = init_split(model, self.scheme, xb, todo, self.include_paramless, **self.options())
         self.learn._init_report,self.done = self.report,True
+        if self.watch: self.learn.watch_init(self.watch, include_paramless=self.include_paramless)
         mine = {id(p) for m in todo.values() for p in m.parameters()}
         for cb in self.learn.cbs: # what this callback changed is not 'loaded' to the next one
             if isinstance(cb, InitCallback) and cb.seen is not None: cb.seen = {**cb.seen, **_samples(model, mine)}
@@ -142,16 +146,17 @@ class KaimingCallback(InitCallback):
         learn.fit_one_cycle(3) # initializes, then trains
 
     `nonlinearity` names the activation for all layers, or 'auto': the one that feeds each layer; `a` is the slope of a leaky ReLU.
-    `mode`: 'fan_in' or 'fan_out'; `distribution`: 'normal' or 'uniform'. `layers` and `force` are those of `InitCallback`, as is `include_paramless`.
+    `mode`: 'fan_in' or 'fan_out'; `distribution`: 'normal' or 'uniform'. `layers`, `force`, `include_paramless` and `watch` are those of `InitCallback`.
     """
     @delegates(kaiming_, but=['force'])
     def __init__(self,
         *,
         force:bool=False, # Initialize frozen, loaded and pretrained layers too
         include_paramless:bool=False, # Also list modules without parameters, such as ReLU, in the report
+        watch:int=0, # Watch this many of the first training steps, as `Learner.watch_init`
         **kwargs
     ): # A callback for `cbs=`
-        super().__init__('kaiming', force=force, include_paramless=include_paramless, **kwargs)
+        super().__init__('kaiming', force=force, include_paramless=include_paramless, watch=watch, **kwargs)
 
 # %% ../nbs/14_callback.ipynb #c8f0f12d
 class LSUVCallback(InitCallback):
@@ -166,6 +171,7 @@ class LSUVCallback(InitCallback):
     `std` is the target, `tol` how near is near enough; `center` also takes the mean out, where there is a bias; 'channel': that of each channel.
     `at='activation'` makes both right after the activation that follows a layer, in `max_iter` steps at most where it is no ReLU.
     `branch_scale=0` silences residual branches until the first step, 'auto' lets all of them together add a variance of 1 to the stream.
+    `watch=50` also looks at the first 50 training steps: `learn.init_report().plot_steps()`.
     `include_paramless` also lists ReLUs and other modules without parameters. Raises `InitError`, with every weight as it was, where a layer gives NaN or inf.
     """
     order = InitCallback.order+1 # the article's conclusion: Kaiming, then LSUV
@@ -173,9 +179,10 @@ class LSUVCallback(InitCallback):
     def __init__(self,
         *,
         force:bool=False, # Initialize frozen, loaded and pretrained layers too
+        watch:int=0, # Watch this many of the first training steps, as `Learner.watch_init`
         **kwargs
     ): # A callback for `cbs=`
-        super().__init__('lsuv', force=force, **kwargs)
+        super().__init__('lsuv', force=force, watch=watch, **kwargs)
 
     def options(self)->dict:
         "Another initialization's weights are kept, not drawn again"
@@ -203,40 +210,3 @@ def init_report(self:Learner,
     if hist: plot_hists(report)
     if grads: plot_grads(report)
     return report
-
-# %% ../nbs/14_callback.ipynb #e77c478b
-def _init_name(o): return scheme_name(o.scheme) if isinstance(o, InitCallback) else scheme_name(o)
-
-def _named_inits(inits):
-    "Name → scheme or callback, each checked; equal names are numbered"
-    if isinstance(inits, dict): res = inits
-    else:
-        res = {}
-        for o in L(inits):
-            n,i = _init_name(o),1
-            while n in res: n = f'{_init_name(o)} {(i := i+1)}'
-            res[n] = o
-    for n,o in res.items():
-        if isinstance(o, type) and issubclass(o, Callback): raise TypeError(f"'{n}' is a class: pass a callback, `{o.__name__}()`, or the name of a scheme")
-        if not isinstance(o, InitCallback): check_scheme(o, {})
-    return res
-
-@patch
-@delegates(plot_init_stats)
-def compare_inits(self:Learner,
-    inits:Iterable|dict=('default','kaiming','lsuv'), # Names in `schemes`, functions and callbacks, or {name: one of these}
-    *,
-    layers:LayerChoice=None, # As in `init_layers`; a callback has its own
-    include_paramless:bool=False, # Also measure modules without parameters, such as ReLU
-    **kwargs
-)->dict: # Name → `InitReport`
-    "Draw what each initialization would do to this model and data, one line each; model, optimizer, data order and random state stay as they are. Raises `TypeError` or `ValueError` before it starts if one of them is none."
-    inits,model,reports = _named_inits(inits),check_model(self.model),{}
-    xb = first_batch(self)
-    values = [*model.parameters(), *(m.sub for m in model.modules() if isinstance(m, GeneralReLU))]
-    for n,o in progress_bar(list(inits.items()), leave=False) if hasattr(self, 'progress') else inits.items():
-        scheme,options = (o.scheme, dict(o.kwargs, layers=o.layers, force=o.force)) if isinstance(o, InitCallback) else (o, dict(layers=layers))
-        with all_or_nothing(values, keep=False): reports[n] = init_(model, scheme, *xb, include_paramless=include_paramless, **options)
-        reports[n].scheme = n
-    plot_init_stats(reports, **kwargs)
-    return reports

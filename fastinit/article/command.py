@@ -23,8 +23,8 @@ from .tables import *
 def _charts(results, reports):
     "Name → figure"
     layers,relus = report_part(reports),report_part(reports, after_relu=True)
-    figs = dict(init_stats=plot_init_stats(layers)[0], after_relu=plot_init_stats(relus)[0], init_stats_zoom=plot_init_stats(layers, zoom=2)[0],
-                accuracy=plot_metrics(at_best_lr(results)))
+    figs = dict(init_stats=plot_init_stats(layers)[0], after_relu=plot_init_stats(relus)[0],
+                init_stats_zoom=plot_init_stats(layers, zoom=2)[0], accuracy=plot_metrics(at_best_lr(results)))
     if results.lr.nunique()>1: figs['lr_range'] = plot_lr_range(results)
     return {k:ax.figure for k,ax in figs.items()}
 
@@ -33,8 +33,8 @@ def _report(cfg, results, info):
     "What was found, as text"
     runs,seeds = results.groupby(['scheme','lr','seed']),len(cfg['seeds'])
     of_seeds = f', mean (lowest–highest) of {seeds} seeds' if seeds>1 else ''
-    return f"""{cfg['model']} on {Path(cfg['data']).name}, {cfg['size']} px, {cfg['epochs']} epochs of one-cycle {cfg['opt']}: {runs.ngroups} runs,\
- {runs.cpu_s.first().sum()/60:.1f} minutes of CPU time, {int(last_epoch(results).diverged.sum())} not finite at the end
+    return f"""{cfg['model']} on {Path(cfg['data']).name}, {cfg['size']} px, {cfg['epochs']} epochs of one-cycle {cfg['opt']}:\
+ {runs.ngroups} runs, {runs.cpu_s.first().sum()/60:.1f} minutes of CPU time, {int(last_epoch(results).diverged.sum())} not finite at the end
 
 Accuracy after epoch {cfg['epochs']} by peak learning rate{of_seeds}:
 
@@ -71,27 +71,27 @@ def _write(out, results, reports, text):
 
 @call_parse
 def main(
-    experiment:str, # Section of the settings: simple, xresnet50, xresnet50_bn, xresnet50_affine
+    experiment:str, # Section of the settings: simple, xresnet50, xresnet50_bn, xresnet50_affine; it has what is not given here
     out:str='results', # Folder for results.csv and the charts; what is done in it already is not repeated
-    settings:str|None=None, # File of experiments; the options below take the place of its own; default: those of the package
-    model:str|None=None, # simple_convnet, convnet10 (20, 50), xresnet18 (34, 50, 101), with _bn or _affine; default: the section's
-    data:str|None=None, # digits, fashion_mnist, imagenette, or a folder: of MNIST's files or of images by class; default: the section's
-    size:int|None=None, # Pixels a side; default: the section's
-    n_train:int|None=None, # Images to train on, the same ones each time, 0 for all; default: the section's
-    n_valid:int|None=None, # Images to validate on, the same ones each time, 0 for all; default: the section's
-    bs:int|None=None, # Batch size; default: the section's
-    epochs:int|None=None, # Epochs of each run; default: the section's
-    opt:str|None=None, # adam or sgd; default: the section's
-    amp:bool=False, # Train in bfloat16; layers are initialized and measured in float32; default: the section's
-    lrs:str|None=None, # Peak learning rates of the one-cycle schedule, as '3e-4 1e-3'; default: the section's
-    schemes:str|None=None, # Starts, as 'default kaiming lsuv', or normal, xavier, orthogonal, lsuv_activation and more; default: the section's
-    seeds:str|None=None, # A run for each, as '0 1 2'; default: the section's
+    settings:str|None=None, # File of experiments, whose values the options below replace; default: those of the package
+    model:str|None=None, # simple_convnet, convnet10 (20, 50), xresnet18 (34, 50, 101), with _bn or _affine
+    data:str|None=None, # digits, fashion_mnist, imagenette, or a folder of MNIST's files or of images by class
+    size:int|None=None, # Pixels a side
+    n_train:int|None=None, # Images to train on, the same ones each time, 0 for all
+    n_valid:int|None=None, # Images to validate on, the same ones each time, 0 for all
+    bs:int|None=None, # Batch size
+    epochs:int|None=None, # Epochs of each run
+    opt:str|None=None, # adam or sgd
+    amp:bool=False, # Train in bfloat16; layers are initialized and measured in float32
+    lrs:str|None=None, # Peak learning rates of the one-cycle schedule, as '3e-4 1e-3'
+    schemes:str|None=None, # Starts, as 'default kaiming lsuv'; also normal, xavier, orthogonal, lsuv_activation and more
+    seeds:str|None=None, # A run for each, as '0 1 2'
     best_of:str|None=None, # Folder of earlier results: run each start only at the learning rate that was its best there
 )->None:
     """Run an experiment of the article; writes results.csv, its settings and the charts, and prints the accuracies.
     A run that was ended goes on after the last epoch it finished. What is wrong it says and ends (`SystemExit`)."""
-    given = dict(model=model, data=data, size=size, n_train=n_train, n_valid=n_valid, bs=bs, epochs=epochs, opt=opt, amp='yes' if amp else None,
-                 lrs=lrs, schemes=schemes, seeds=seeds)
+    given = dict(model=model, data=data, size=size, n_train=n_train, n_valid=n_valid, bs=bs, epochs=epochs, opt=opt,
+                 amp='yes' if amp else None, lrs=lrs, schemes=schemes, seeds=seeds)
     given,out = {k:v for k,v in given.items() if v is not None},Path(out)
     command = _command(experiment, dict(given, best_of=best_of) if best_of else given)
     plt.switch_backend('agg')

@@ -61,13 +61,17 @@ def fashion_mnist(
     n_valid:int=0, # Images to validate on, at most 10,000; 0 for all
     path:str|Path|None=None, # Folder that holds the four files, at any depth; None to look in `fashion_paths`
 )->DataLoaders: # Images of shape (bs, 3, size, size) with mean 0 and std 1, classes 0–9
-    "Fashion-MNIST, or any set in MNIST's format: its training images to train, its test images to validate, or the same few of them each time; raises `FileNotFoundError` that says where to get it."
+    """Fashion-MNIST, or any set in MNIST's format: its training images to train, its test images to validate, or the same few of them each
+    time; raises `FileNotFoundError` that says where to get it."""
     path = first(p for p in (fashion_paths if path is None else [path]) if _idx_file(p, 'train-images-idx3'))
-    if path is None: raise FileNotFoundError('no Fashion-MNIST found. On Debian and Ubuntu: `apt-get install dataset-fashion-mnist`; elsewhere: '
-        '`python -c "import torchvision; torchvision.datasets.FashionMNIST(\'data\', download=True)"`; or pass the folder that holds it: --data FOLDER')
-    x,y = ([_read_idx(_idx_file(path, f'{part}-{kind}')) for part in ('train','t10k')] for kind in ('images-idx3','labels-idx1'))
+    if path is None: raise FileNotFoundError('no Fashion-MNIST found. On Debian and Ubuntu: `apt-get install dataset-fashion-mnist`; '
+        'elsewhere: `python -c "import torchvision; torchvision.datasets.FashionMNIST(\'data\', download=True)"`; '
+        'or pass the folder that holds it: --data FOLDER')
+    def _parts(kind): return [_read_idx(_idx_file(path, f'{part}-{kind}')) for part in ('train','t10k')]
+    x,y = _parts('images-idx3'),_parts('labels-idx1')
     idx = [_pick(range(len(o)), n) for o,n in zip(y, (n_train, n_valid))]
-    ds = L(zip(_rgb(np.concatenate([o[i] for o,i in zip(x, idx)]), size), tensor(np.concatenate([o[i] for o,i in zip(y, idx)])).long()))
+    images,labels = (np.concatenate([o[i] for o,i in zip(a, idx)]) for a in (x, y))
+    ds = L(zip(_rgb(images, size), tensor(labels).long()))
     return _tensor_dls(ds[:len(idx[0])], ds[len(idx[0]):], bs)
 
 # %% ../../nbs/20_article_data.ipynb #1e06669c
@@ -80,7 +84,8 @@ class _Images:
         self.items,self.vocab,self.size = L(items),vocab,size
         self.c,self.loss_func = len(vocab),CrossEntropyLossFlat()
         self.y = [TensorCategory(vocab.o2i[parent_label(o)]) for o in self.items]
-        self.kept = parallel(self.decode, self.items, n_workers=defaults.cpus, threadpool=True, progress=False) if keep else None
+        self.kept = None
+        if keep: self.kept = parallel(self.decode, self.items, n_workers=defaults.cpus, threadpool=True, progress=False)
     def decode(self, path):
         "Scaled to the shorter side, the middle cut out"
         im = ImageOps.fit(Image.open(path).convert('RGB'), (self.size,self.size), Image.Resampling.BILINEAR)
@@ -89,14 +94,14 @@ class _Images:
     def __getitem__(self, i): return (self.kept[i] if self.kept else self.decode(self.items[i])), self.y[i]
 
 def image_folder(
-    path:str|Path, # Folder of images, one folder a class; with folders train and val (or valid, test) above them, or split 80:20
+    path:str|Path, # Folder of images, one folder a class; with train and val (or valid, test) above them, or split 80:20
     size:int=128, # Pixels a side, cropped to a square
     bs:int=64, # Batch size
     n_train:int=0, # Images to train on; 0 for all
     n_valid:int=0, # Images to validate on; 0 for all
 )->DataLoaders: # Images of shape (bs, 3, size, size), normalized by ImageNet's mean and std on the device
-    """Any images in folders named by class; the split is always the same, and there is no augmentation. They are kept in memory if they fit
-    in `in_memory` bytes, or decoded by workers; raises `FileNotFoundError` if there are none."""
+    """Any images in folders named by class; the split is always the same, and there is no augmentation. They are kept in memory
+    if they fit in `in_memory` bytes, else decoded by workers; raises `FileNotFoundError` if there are none."""
     path,files = Path(path),get_image_files(path).sorted()
     if not files: raise FileNotFoundError(f'no images in {path}: pass a folder that holds one folder of images a class')
     valid = first(d for d in ('val','valid','test') if (path/'train').is_dir() and (path/d).is_dir())
@@ -114,10 +119,12 @@ def imagenette(
     n_train:int=0, # Images to train on, at most 9,469; 0 for all
     n_valid:int=0, # Images to validate on, at most 3,925; 0 for all
 )->DataLoaders: # As `image_folder` gives them, 10 classes
-    "The article's own data, downloaded by fastai the first time (`URLs.IMAGENETTE_160`); raises `FileNotFoundError` that says what to do without a network."
+    """The article's own data, downloaded by fastai the first time (`URLs.IMAGENETTE_160`); raises `FileNotFoundError` that says what to do
+    without a network."""
     try: path = untar_data(URLs.IMAGENETTE_160)
     except (URLError, OSError) as e:
-        raise FileNotFoundError(f'Imagenette could not be downloaded ({e}). Where there is a network: `python -c "from fastai.vision.all import *; untar_data(URLs.IMAGENETTE_160)"`; '
+        raise FileNotFoundError(f'Imagenette could not be downloaded ({e}). Where there is a network: '
+                                '`python -c "from fastai.vision.all import *; untar_data(URLs.IMAGENETTE_160)"`; '
                                 'or unpack imagenette2-160.tgz and pass its folder: --data FOLDER') from e
     return image_folder(path, size, bs, n_train, n_valid)
 

@@ -34,7 +34,8 @@ def plain_convnet(
 )->nn.Module: # Input of shape (bs, 3, height, width), output (bs, c)
     "As the simple convnet, but deep: two convolutions of stride 2, then of stride 1, without shortcuts."
     conv = partial(ConvLayer, norm_type=None, act_cls=act_cls)
-    return nn.Sequential(conv(3,width//2,ks=5,stride=2), conv(width//2,width,stride=2), *(conv(width,width) for _ in range(depth-3)), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width,c))
+    stem = conv(3,width//2,ks=5,stride=2),conv(width//2,width,stride=2)
+    return nn.Sequential(*stem, *(conv(width,width) for _ in range(depth-3)), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width,c))
 
 # %% ../../nbs/21_article_models.ipynb #eee22a69
 class Affine(nn.Module):
@@ -74,7 +75,8 @@ def _xresnet(arch, norm, c=10, act_cls=nn.ReLU, **kwargs): return norm(arch(n_ou
 architectures = dict(simple_convnet=simple_convnet, **{f'convnet{n}':partial(plain_convnet, n) for n in (10,20,50)})
 
 for _arch in (xresnet18, xresnet34, xresnet50, xresnet101):
-    for _k,_norm in {'':remove_norm, '_bn':noop, '_affine':affine_norm}.items(): architectures[_arch.__name__+_k] = partial(_xresnet, _arch, _norm)
+    for _k,_norm in {'':remove_norm, '_bn':noop, '_affine':affine_norm}.items():
+        architectures[_arch.__name__+_k] = partial(_xresnet, _arch, _norm)
 
 # %% ../../nbs/21_article_models.ipynb #f487daa9
 #: Name → (scheme of `InitCallback`, its options)
@@ -115,7 +117,8 @@ def init_reports(
     res = {}
     for k in schemes:
         set_seed(seed, reproducible=True)
-        learn = Learner(DataLoaders(*(o.new() for o in dls.loaders), device=dls.device), build_model(model, k, dls.c).to(dls.device))
+        new = DataLoaders(*(o.new() for o in dls.loaders), device=dls.device)
+        learn = Learner(new, build_model(model, k, dls.c).to(dls.device))
         scheme,kwargs = inits[k]
         res[k] = init_(learn.model, scheme, *first_batch(learn), include_paramless=True, **kwargs)
         res[k].scheme = k
@@ -127,5 +130,6 @@ def report_part(
     after_relu:bool=False, # The activations; the layers with weights otherwise
 )->dict: # The same with fewer rows
     "The part of each report that one chart shows."
-    keep = (lambda t: t.isin(['ReLU','GeneralReLU'])) if after_relu else (lambda t: t.isin(['Conv2d','Linear','BatchNorm2d','Affine']))
-    return {k: InitReport(r.df[keep(r.df.type)].reset_index(drop=True), r.scheme, r.target, r.notes) for k,r in reports.items()}
+    types = ['ReLU','GeneralReLU'] if after_relu else ['Conv2d','Linear','BatchNorm2d','Affine']
+    def _part(r): return InitReport(r.df[r.df.type.isin(types)].reset_index(drop=True), r.scheme, r.target, r.notes)
+    return {k:_part(r) for k,r in reports.items()}

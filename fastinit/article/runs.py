@@ -81,8 +81,8 @@ def run_cell(
     epochs:int, # Epochs
     opt:str='adam', # Name in `opts`
     amp:bool=False, # Train in bfloat16 (autocast)? Layers are initialized and measured in float32
-    state:Path|None=None, # File that keeps what a run that is ended needs to go on after its last epoch; None to keep nothing
-)->list: # A dict an epoch: scheme, lr, seed, epoch, train_loss, valid_loss, accuracy; diverged and cpu_s (seconds of CPU time) of the whole run
+    state:Path|None=None, # Keeps what a run that is ended needs to go on after its last epoch; None to keep nothing
+)->list: # A dict an epoch: scheme, lr, seed, epoch, train_loss, valid_loss, accuracy; diverged and cpu_s (CPU time) of the whole run
     "Train `model` once."
     learn,resume = new_learner(dls, model, scheme, seed, opt),_Resume(state, [model, scheme, lr, seed, epochs, opt, amp])
     with learn.no_bar(), learn.no_logging(), learn.added_cbs(_Autocast() if amp else None):
@@ -134,13 +134,13 @@ def _save(df, path):
 # %% ../../nbs/23_article_runs.ipynb #9afec6b9
 def run_experiment(
     cfg:dict, # As `read_experiment` gives it
-    out:str|Path|None=None, # Folder with results.csv, which each finished cell is added to and whose cells are not run again; None to keep nothing
+    out:str|Path|None=None, # Folder with results.csv, to which each finished cell is added and whose cells are not run again
     dls:DataLoaders|None=None, # Data, if it is there already
     command:str='', # What made it, noted beside the results
     best:dict|None=None, # Scheme → the only learning rate to run it at; None for all of `cfg`
 )->pd.DataFrame: # One row a scheme × learning rate × seed × epoch, as `run_cell` gives them
-    """Train every scheme at every learning rate from every seed, with a progress bar over the runs; seed by seed, so that an unfinished one is
-    balanced. A run that was ended goes on after the last epoch that it finished."""
+    """Train every scheme at every learning rate from every seed, with a progress bar over the runs; seed by seed, so that what is
+    unfinished is balanced. A run that was ended goes on after the last epoch that it finished."""
     res = pd.DataFrame(columns=['scheme','lr','seed','epoch']) if out is None else _read_done(Path(out), cfg, command)
     if dls is None: dls = get_data(**{k:cfg[k] for k in ('data','size','bs','n_train','n_valid')})
     rates = {k: cfg['lrs'] if best is None else [best[k]] for k in cfg['schemes']}

@@ -31,13 +31,15 @@ class _Kind:
 
 def _whole(low): return _Kind(int, f'a whole number, {low} or more', lambda n: n>=low)
 def _name(known): return _Kind(str, f"known; there are {', '.join(known)}", lambda s: s in known)
-def _list(kind): return _Kind(lambda s: list(dict.fromkeys(map(kind.read, s.split()))), f'a list, separated by spaces, each {kind.what}', len)
+def _list(kind):
+    return _Kind(lambda s: list(dict.fromkeys(map(kind.read, s.split()))), f'a list, separated by spaces, each {kind.what}', len)
 
 _rate = _Kind(float, 'a positive number', lambda r: 0<r<math.inf)
 _flag = _Kind(lambda s: ConfigParser.BOOLEAN_STATES.get(s.lower()), 'yes or no', lambda o: o is not None)
 
-_keys = dict(data=_Kind(str, 'a name or folder'), model=_name(architectures), size=_whole(8), n_train=_whole(0), n_valid=_whole(0), bs=_whole(2),
-             epochs=_whole(1), opt=_name(opts), amp=_flag, lrs=_list(_rate), schemes=_list(_name(inits)), seeds=_list(_whole(0)))
+_keys = dict(data=_Kind(str, 'a name or folder'), model=_name(architectures), size=_whole(8), n_train=_whole(0), n_valid=_whole(0),
+             bs=_whole(2), epochs=_whole(1), opt=_name(opts), amp=_flag, lrs=_list(_rate), schemes=_list(_name(inits)),
+             seeds=_list(_whole(0)))
 
 # %% ../../nbs/22_article_settings.ipynb #046cbc02
 def read_experiment(
@@ -55,7 +57,8 @@ def read_experiment(
         if k not in _keys: raise ValueError(f"{path} [{name}]: unknown key '{k}'; known: {', '.join(_keys)}")
         try: res[k] = _keys[k].read(str(v))
         except ValueError: raise ValueError(f"{where} = '{v}' is not {_keys[k].what}") from None
-    if missing := [k for k in _keys if k not in res]: raise ValueError(f"{path} [{name}]: no {', '.join(missing)}; add {'it' if len(missing)==1 else 'them'}")
+    if missing := [k for k in _keys if k not in res]:
+        raise ValueError(f"{path} [{name}]: no {', '.join(missing)}; add {'it' if len(missing)==1 else 'them'}")
     return res
 
 # %% ../../nbs/22_article_settings.ipynb #3f0a4c11

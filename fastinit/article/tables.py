@@ -114,6 +114,6 @@ def summary_table(
     for title,path in folders.items():
         last = last_epoch(at_best_lr(read_results(path)[0]))
         by = {k:o for k,o in last.groupby('scheme') if k in schemes}
-        rows[title] = {'trained on':experiment_title(path), **{k: f'{_range(by[k].accuracy)} at {by[k].lr.iloc[0]:g}' if k in by else 'missing' for k in schemes},
-                       'seeds':min((len(o) for o in by.values()), default=0)}
+        acc = {k: f'{_range(by[k].accuracy)} at {by[k].lr.iloc[0]:g}' if k in by else 'missing' for k in schemes}
+        rows[title] = {'trained on':experiment_title(path), **acc, 'seeds':min((len(o) for o in by.values()), default=0)}
     return pd.DataFrame(rows).T

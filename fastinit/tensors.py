@@ -84,7 +84,7 @@ def read_all(
     res = [abs(t) if isinstance(t, complex) or isinstance(t, Tensor) and t.is_complex() else t for t in ts]
     alike = {}
     for i,t in enumerate(res):
-        if isinstance(t, Tensor): alike.setdefault((t.device,t.dtype), []).append(i)
-    for idx in alike.values(): # on a device nothing is converted: it may have no double
-        for i,v in zip(idx, torch.stack([res[i] for i in idx]).tolist()): res[i] = v
+        if isinstance(t, Tensor): alike.setdefault((t.device,t.dtype), {})[i] = t
+    for some in alike.values(): # on a device nothing is converted: it may have no double
+        for i,v in zip(some, torch.stack(list(some.values())).tolist()): res[i] = v
     return res

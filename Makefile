@@ -43,10 +43,13 @@ bench: .venv/bench  ## every benchmark; figures in benchmarks/
 	for f in benchmarks/bench_*.py; do $(BIN)/python $$f || exit 1; done
 
 # needs the images in imagenette128/; may be ended at any time, and goes on after the last epoch: timeout 600 make gpu
-gpu: .venv/bench  ## the article's experiments at its own size, 128 px, from every start, 3 seeds; benchmarks/imagenette_128/
+gpu: .venv/bench benchmarks/one_pass_cuda.csv  ## on a GPU: LSUV's time and memory, and the article's experiments at its own size, 128 px
 	$(BIN)/python benchmarks/imagenette.py gpu
 
-gpu-test: .venv/dev  ## on a GPU: LSUV, the schemes, the callback's life, the benchmark of costs
+benchmarks/one_pass_cuda.csv:
+	$(BIN)/python benchmarks/bench_one_pass.py --device cuda
+
+gpu-test: .venv/dev  ## on a GPU: LSUV, the schemes, the callback's life
 	$(BIN)/python -m pytest -m cuda
 
 mutants: .venv/dev  ## does a test notice when one place of a module is wrong? 15 places of each, drawn with a seed (some hours); N=…, MODULES='stats lsuv'

@@ -133,6 +133,7 @@ class InitCallback(Callback):
         for cb in self.learn.cbs:
             if isinstance(cb, InitCallback): cb.notice_old_weights()
         if self.done or self.learn.opt is None or _predicts(): return
+        self.late,self.was = '',None
         self.kept = {} if self.force else kept_params(self.learn, {**self.seen, **getattr(self.learn, '_init_weights', {})})
         try:
             if belated: raise NotYet('an earlier fit ended before its first batch')
@@ -171,7 +172,8 @@ def wait(self:InitCallback,
 @patch
 def notice_old_weights(self:InitCallback)->None:
     "Begin anew where the weights are again what they were before the first batch, as after `lr_find`"
-    if self.done and self.was and not changed_params(self.learn.model, self.was[0]):
+    if not self.done: return
+    if self.was and not changed_params(self.learn.model, self.was[0]):
         self.done,self.report,self.learn._init_weights = False,None,self.was[1]
         vars(self.learn).pop('_init_report', None)
     self.late,self.was = '',None

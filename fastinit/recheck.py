@@ -54,10 +54,10 @@ def off_layers(
 _harmless = {f'fastai.{o}' for o in ('learner','callback.core','callback.progress','callback.schedule','callback.tracker','callback.hook')}
 
 def _causes(learn):
-    "Callbacks that may have changed what the model gives: the batch, else anything"
+    "Callbacks that may have changed what the model gives; those that change the batch first"
     mine = [cb for cb in learn.cbs.sorted('order') if type(cb).__module__ not in _harmless and getattr(type(cb), 'changes_batch', None) is not False]
     of_batch = [cb for cb in mine if speaks_of(cb, 'before_batch', 'xb', 'x')]
-    return of_batch or [cb for cb in mine if any(does(cb, f'before_{o}') for o in ('fit','epoch','train','batch'))]
+    return of_batch + [cb for cb in mine if cb not in of_batch and any(does(cb, f'before_{o}') for o in ('fit','epoch','train','batch'))]
 
 def warn_off(
     learn:Learner, # In its first batch

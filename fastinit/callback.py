@@ -151,6 +151,8 @@ class InitCallback(Callback):
         if not todo and not todo.left: warnings.warn(f'{type(model).__name__} has no layer that {scheme_name(self.scheme)} initializes by itself: choose with `layers=`', stacklevel=2)
         self.report = init_split(model, self.scheme, xb, todo, self.include_paramless, **self.options())
         self.learn._init_report,self.done,self.unchecked = self.report,True,True
+        differ = differs_in_training(model)
+        if differ: self.report.notes.append(f"measured as in evaluation, and otherwise in training: {', '.join(differ)}")
         mine = {m:v for m,v in remember(model).items() if not any(id(p) in self.kept for p in m._parameters.values())}
         self.learn._init_weights = {**self.seen, **getattr(self.learn, '_init_weights', {}), **mine} # not 'loaded' to others, or later
         self.kept = {}

@@ -150,6 +150,14 @@ def test_warning_names_the_cause():
     said = [str(w.message) for w in ws if 'first training batch' in str(w.message)]
     assert len(said)==1 and said[0] in learn.lsuv.report.notes and f"{learn.first.stds['0']:.3g}" in said[0] and learn.first.stds['0']<0.01
 
+def test_what_differs_in_training_is_said():
+    "Dropout is off in the passes; six of them make the first training batch another one"
+    layers = [o for _ in range(6) for o in (nn.Linear(24,24), nn.ReLU(), nn.Dropout(0.5))]
+    learn = learner(model=nn.Sequential(nn.Linear(12,24), *layers, nn.Linear(24,2)), cbs=[First(), LSUVCallback()])
+    with pytest.warns(UserWarning, match=r'first training batch .*6 Dropout .first: 3'): fit(learn, 1, 0.)
+    assert learn.lsuv.report.notes[0]=='measured as in evaluation, and otherwise in training: 6 Dropout (first: 3)'
+    assert max(learn.first.stds.values())>2
+
 def unfit(cb): cb.learn.xb = (cb.learn.xb[0].flatten(1),)
 class HiddenFlatten(Callback):
     def before_batch(self): unfit(self)

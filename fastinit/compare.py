@@ -81,9 +81,7 @@ def _copied(learn):
 class _Steps(Callback):
     "End the fit after `n` training steps, without validation, and keep the loss of each"
     order = 200 # after all others
-    def __init__(self, n, seed, tick): self.n,self.seed,self.tick,self.losses = n,seed,tick,[]
-    def before_train(self):
-        if not self.losses: set_seed(self.seed) # the same batches and dropout, whatever the initialization drew
+    def __init__(self, n, tick): self.n,self.tick,self.losses = n,tick,[]
     def before_validate(self): raise CancelValidException
     def after_batch(self):
         if not self.training: return
@@ -93,9 +91,8 @@ class _Steps(Callback):
 
 def _one_training(learn, cb, lr, steps, seed, tick):
     "(report before, report after, losses) of a copy of `learn` that `cb` initializes"
-    seed += 1000*rank_distrib() # each process has data of its own
-    set_seed(seed)
-    new,course = _copied(learn),_Steps(steps, seed, tick)
+    set_seed(seed + 1000*rank_distrib()) # of data and dropout too: an initialization leaves the random state where it was
+    new,course = _copied(learn),_Steps(steps, tick)
     new.add_cbs([cb, course])
     new.fit(steps, lr)
     losses = [float(o) for o in read_all(course.losses)] + [math.nan]*(steps-len(course.losses))

@@ -113,11 +113,6 @@ class Half(Callback):
     def before_step(self):
         for p in self.model.parameters(): p.grad /= 1024
 
-class Seeded(Callback):
-    "The seed that each training of a comparison begins with"
-    def before_train(self):
-        if self.learn.epoch==0: set_seed(0)
-
 KINDS = {'plain':{}, 'sgd':dict(opt_func=SGD), 'wd':dict(wd=0.1, moms=(0.9,0.9,0.9)), 'half':dict(cbs=lambda: [Half()]), 'mixup':dict(cbs=lambda: [MixUp()]),
          'accumulation':dict(cbs=lambda: [GradientAccumulation(32)]), 'activation stats':dict(cbs=lambda: [ActivationStats()]), 'fp16':dict(cbs=lambda: [MixedPrecision()]),
          'torch optimizer':dict(opt_func=partial(OptimWrapper, opt=torch.optim.AdamW)), 'smooth':dict(loss_func=CrossEntropyLossFlat(label_smoothing=0.1))}
@@ -132,7 +127,7 @@ def test_it_trains_as_a_learner_does(kind):
     for name,cb in dict(kaiming=KaimingCallback, lsuv=LSUVCallback).items():
         set_seed(0)
         dls = DataLoaders(learn.dls.train.new(), learn.dls.valid)
-        one = Learner(dls, deepcopy(learn.model), cbs=[*cbs(), cb(), Seeded()], **{'loss_func':CrossEntropyLossFlat(), **kwargs}).remove_cb(ProgressCallback)
+        one = Learner(dls, deepcopy(learn.model), cbs=[*cbs(), cb()], **{'loss_func':CrossEntropyLossFlat(), **kwargs}).remove_cb(ProgressCallback)
         class Losses(Callback):
             def after_batch(self):
                 if self.training: mine.append(self.learn.loss.item())

@@ -64,6 +64,12 @@ def _fresh(dl):
     if hasattr(dl, 'new'): return dl.new()
     return deepcopy(dl, {id(dl.dataset): dl.dataset}) if isinstance(dl, torch.utils.data.DataLoader) else dl
 
+def _with_own_lists(o):
+    "A shallow copy of an `Accelerator`, of which a process has one; it keeps what it prepares in lists"
+    new = copy(o)
+    vars(new).update({k:list(v) for k,v in vars(o).items() if isinstance(v, list)})
+    return new
+
 def _copied(learn):
     "A Learner that trains as `learn` would, and has nothing in common with it but the data"
     new,cbs = object.__new__(type(learn)),list(learn.cbs.filter(_takes_part))
@@ -71,7 +77,7 @@ def _copied(learn):
     memo = {id(learn): new, id(learn.dls): learn.dls}
     for m in learn.model.modules(): # computed from a parameter, as by weight norm: no leaf, which torch does not copy
         memo.update({id(v): v.detach().clone() for v in vars(m).values() if isinstance(v, Tensor) and v.grad_fn is not None})
-    memo.update({id(v): v for cb in cbs for v in vars(cb).values() if type(v).__module__.startswith('accelerate.')}) # one a process
+    memo.update({id(v): _with_own_lists(v) for cb in cbs for v in vars(cb).values() if type(v).__module__.startswith('accelerate.')})
     state,cbs = deepcopy((state, cbs), memo)
     dls = copy(learn.dls)
     dls.loaders = [_fresh(dls.train), *dls.loaders[1:]]

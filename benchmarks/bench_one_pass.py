@@ -1,6 +1,8 @@
 """LSUV next to one forward pass, and to fastinit's peers, over twelve models; writes one_pass.csv, peers.csv and their charts.
 
     make bench        or        python benchmarks/bench_one_pass.py [models whose peers to measure again]
+
+With --device cuda on a GPU, its memory too, to one_pass_cuda.csv and peers_cuda.csv (`make gpu`).
 """
 import sys
 import matplotlib.pyplot as plt
@@ -10,14 +12,17 @@ from side_by_side import *
 def ratio(name, bs, size):
     "One row: LSUV and the report beside one forward pass"
     torch.manual_seed(0)
-    model,x = models[name](size).train(),batch(name, bs, size)
-    t = medians(dict(forward=lambda: forward(model, x), lsuv=lambda: ours(model, x), stats=lambda: init_stats(model, x)))
-    return dict(model=name, batch='×'.join(map(str, x.shape)), layers=len(init_layers(model)), forward_s=t['forward'], lsuv_s=t['lsuv'], ratio=t['lsuv']/t['forward'], stats_ratio=t['stats']/t['forward'])
+    model,x = make(name, size),batch(name, bs, size)
+    fs = dict(forward=lambda: forward(model, x), lsuv=lambda: ours(model, x), stats=lambda: init_stats(model, x))
+    t = medians(fs)
+    row = dict(model=name, batch='×'.join(map(str, x.shape)), layers=len(init_layers(model)), forward_s=t['forward'], lsuv_s=t['lsuv'],
+               ratio=t['lsuv']/t['forward'], stats_ratio=t['stats']/t['forward'])
+    return {**row, **{f'{k}_mib':peak_mib(f) for k,f in fs.items()}} if on_gpu else row
 
 def beside(name, bs, size):
     "One row a method: passes, largest error and time, each on a fresh copy of the same model"
     torch.manual_seed(0)
-    model,x,rows = models[name](size).train(),batch(name, bs, size, vectors=64),{} # 200 layers take a peer 400 passes and more
+    model,x,rows = make(name, size),batch(name, bs, size, vectors=64),{} # 200 layers take a peer 400 passes and more
     about = dict(model=name, batch='×'.join(map(str, x.shape)))
     for k,f in peers.items():
         m = deepcopy(model)
@@ -26,7 +31,8 @@ def beside(name, bs, size):
     def _fresh(f):
         m = deepcopy(model) # in the run, for all alike: an initialized model would be done in fewer passes
         f(m, x)
-    times = interleaved({'copy':lambda: deepcopy(model), **{k:partial(_fresh, peers[k]) for k,r in rows.items() if 'failed' not in r}}, runs=5, warm=0)
+    fs = {k:partial(_fresh, peers[k]) for k,r in rows.items() if 'failed' not in r}
+    times = interleaved({'copy':lambda: deepcopy(model), **fs}, runs=5, warm=0)
     copy = pd.Series(times.pop('copy')).median()
     for k,t in times.items(): rows[k].update(seconds=pd.Series(t).median()-copy, runs=len(t))
     for r in rows.values(): r['times_slower'] = r.get('seconds', float('nan'))/rows['fastinit']['seconds']
@@ -51,7 +57,7 @@ def draw_ratios(df):
     ax.axvline(1, color='0.5', ls='--', lw=1); ax.margins(x=0.08)
     ax.set_xlabel('time of lsuv_(pre=None) ÷ one forward pass without gradients (mlp_200: batch of 512×512)')
     fig.legend(loc='outside upper center', ncols=2, frameon=False)
-    save_png(fig, here/'one_pass.png', dpi=110)
+    save_png(fig, here/f'one_pass{suffix}.png', dpi=110)
 
 def draw_peers(df):
     "The chart of peers.csv"
@@ -59,15 +65,16 @@ def draw_peers(df):
     fig,(a,b) = plt.subplots(1, 2, figsize=(12,9), layout='constrained', sharey=True)
     bars(a, df, 'seconds', 'method', list(peers))
     bars(b, df.assign(worst=df.worst.clip(1e-8, 1e3)), 'worst', 'method', list(peers), '{:.0e}')
-    a.set_xlabel('seconds (log scale), batch 16×3×64×64 where not said (mlp_200: 64×512)'); b.set_xlabel('largest |std − 1| of a layer (log scale; missing: not finite)')
+    a.set_xlabel('seconds (log scale), batch 16×3×64×64 where not said (mlp_200: 64×512)')
+    b.set_xlabel('largest |std − 1| of a layer (log scale; missing: not finite)')
     for ax in (a,b): ax.set_xscale('log'); ax.margins(x=0.12)
     a.invert_yaxis() # shared, so turned twice
     fig.legend(*a.get_legend_handles_labels(), loc='outside upper center', ncols=4, frameon=False)
-    save_png(fig, here/'peers.png', dpi=110)
+    save_png(fig, here/f'peers{suffix}.png', dpi=110)
 
 def measure_peers(names):
     "peers.csv, saved after each model; those of models not named stay"
-    f = here/'peers.csv'
+    f = here/f'peers{suffix}.csv'
     cases = [(n,16,64) for n in names] + [(n,32,128) for n in names if n=='simple_convnet'] # whose pass takes but 2 ms otherwise
     for c in progress_bar(cases):
         df = pd.DataFrame(beside(*c)).assign(machine=machine)
@@ -78,8 +85,9 @@ def measure_peers(names):
     draw_peers(pd.read_csv(f))
 
 def main():
-    if sys.argv[1:]: return measure_peers(sys.argv[1:])
-    df = pd.DataFrame([ratio(n, *size) for size in ((32,128),(16,64)) for n in progress_bar(list(models)) if not (n=='mlp_200' and size[1]==64)])
+    if named := [o for o in sys.argv[1:] if o in models]: return measure_peers(named)
+    cases = [(n,*size) for size in ((32,128),(16,64)) for n in models if not (n=='mlp_200' and size[1]==64)]
+    df = pd.DataFrame([ratio(*c) for c in progress_bar(cases)])
     save(df, 'one_pass')
     big = df[df.batch!=df.batch.iloc[-1]]
     print(f"32×3×128×128: median {big.ratio.median():.3f}, worst {big.ratio.max():.3f}\n")

@@ -105,9 +105,13 @@ def check_model(
 # %% ../nbs/01_layers.ipynb #91b35f74
 class Layers(dict):
     "Dotted name → module: the layers to initialize. As `layers=` of a scheme it stands for just these, frozen or not; `left` says why others are left alone."
-    def __init__(self, layers:dict, left:dict):
+    def __init__(self,
+        layers:dict, # Dotted name → module
+        left:dict, # Dotted name → reason
+        kept:Iterable=(), # Ids of further parameters that a scheme must leave as they are
+    ):
         super().__init__(layers)
-        self.left = left
+        self.left,self.kept = left,set(kept)
 
 def _chooser(layers):
     "`layers`, in any of its forms, as a predicate on (name, module)"
@@ -122,6 +126,9 @@ def _chooser(layers):
     return _chosen
 
 # %% ../nbs/01_layers.ipynb #be9b86ef
+def _has_weight(m): # without looking at a parametrized one, which moves the vectors of a spectral norm
+    return is_parametrized(m, 'weight') or isinstance(m._parameters.get('weight', vars(m).get('weight')), Tensor)
+
 def _chosen(names, layers):
     chosen = _chooser(layers)
     res = {n:m for m,n in names.items() if chosen(n, m)}
@@ -130,7 +137,7 @@ def _chosen(names, layers):
             near = difflib.get_close_matches(o, names.values(), cutoff=0.4)
             raise ValueError(f"no layer to initialize is named '{o}' or lies in it; near: {', '.join(near) or 'none'}")
     for n,m in res.items():
-        if not isinstance(m, recurrent_types) and not isinstance(getattr(m,'weight',None), Tensor): raise ValueError(f'{n} ({type(m).__name__}) has no weight: leave it out of `layers`')
+        if not isinstance(m, recurrent_types) and not _has_weight(m): raise ValueError(f'{n} ({type(m).__name__}) has no weight: leave it out of `layers`')
     if not res: raise ValueError(f'{type(first(names)).__name__} has no layer to initialize: none is linear, convolutional, bilinear or recurrent; choose with `layers=`')
     return res
 
@@ -197,7 +204,10 @@ def split_layers(
     skip = skip or {}
     left = {n:r for n,m in ls.items() if (r := skip.get(n) or _reason(m, force, tied))}
     left.update(dict.fromkeys(zero_layers({n:m for n,m in ls.items() if n not in left and not isinstance(m, recurrent_types)}), 'zero'))
-    return Layers({n:m for n,m in ls.items() if n not in left}, left),left
+    todo = {n:m for n,m in ls.items() if n not in left}
+    mine = {id(p) for m in todo.values() for p in m.parameters()}
+    kept = {id(p) for m in names for p in m._parameters.values() if p is not None and (layers is not None or not (force or p.requires_grad))}
+    return Layers(todo, left, kept-mine),left
 
 # %% ../nbs/01_layers.ipynb #854491f8
 def init_layers(

@@ -70,3 +70,19 @@ def test_gpu_steps(tmp_path):
     assert len(steps)==7 and all(o['size']==128 for o in steps.values()) and all(o['n_train']==0 for o in steps.values())
     assert set(read_experiment('simple')['schemes'])<=set(steps['xresnet50']['schemes'].split())
     assert steps['xresnet50']['best_of']==str(tmp_path/'xresnet50_rates') and steps['xresnet50']['out']==str(tmp_path/'xresnet50')
+
+@pytest.fixture
+def one_pass(monkeypatch):
+    "The benchmark's functions, on the CPU"
+    pytest.importorskip('lsuv')
+    pytest.importorskip('torchbearer')
+    monkeypatch.setattr(sys, 'argv', ['bench_one_pass.py', '--device', 'cpu'])
+    import bench_one_pass
+    return bench_one_pass
+
+def test_one_pass(one_pass):
+    "Time beside one forward pass, and the peers: fastinit in one pass and right, a peer in more"
+    r = one_pass.ratio('simple_convnet', 4, 32)
+    assert r['layers']==5 and r['batch']=='4×3×32×32' and abs(r['ratio']-r['lsuv_s']/r['forward_s'])<1e-9
+    rows = {o['method']:o for o in one_pass.beside('simple_convnet', 4, 32)}
+    assert rows['fastinit']['passes']==1 and rows['fastinit']['worst']<1e-4 and rows['lsuv']['passes']>5

@@ -173,7 +173,7 @@ def lsuv_(
         new_stats = partial(AfterActivation, model, scaled, acts) if at=='activation' else partial(LayerStats, model, include_paramless)
         passes = _Passes(model, xb, fix, new_stats, params, pool, tol)
         with all_or_nothing(params) as saved, unmoved_rng():
-            if pre is not None and todo: get_scheme(pre)(model, layers=todo)
+            if pre is not None and todo: run_scheme(pre, model, todo, *xb)
             pool.share(params)
             rows = _corrected(passes, saved, verify)
             pool.close()

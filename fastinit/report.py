@@ -79,7 +79,8 @@ class InitReport:
         self.left.update(why)
         if why:
             df = self.df.set_index('layer')
-            for n,r in why.items(): df.loc[n,'status'] = r
+            df = df.reindex([*df.index, *(n for n in why if n not in df.index)]).astype(dict(status=object)) # an empty table has numbers only
+            df.loc[list(why),'status'] = list(why.values())
             self.df = df.reset_index()
         return self
 

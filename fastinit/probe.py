@@ -78,11 +78,11 @@ def _device_rngs():
 @contextmanager
 def unmoved_rng()->Iterator[None]: # For `with`
     "Leave the random number generators of Python, NumPy and torch, on every device, where they are."
-    rngs = [(random.getstate,random.setstate), (np.random.get_state,np.random.set_state), (torch.get_rng_state,torch.set_rng_state), *_device_rngs()]
-    states = [(put,get()) for get,put in rngs]
+    rngs:list = [(random.getstate,random.setstate), (np.random.get_state,np.random.set_state), (torch.get_rng_state,torch.set_rng_state), *_device_rngs()]
+    backs = [partial(put, get()) for get,put in rngs]
     try: yield
     finally:
-        for put,state in states: put(state)
+        for back in backs: back()
 
 # %% ../nbs/03_probe.ipynb #202f9017
 def _tensor_back(t, depth):

@@ -168,7 +168,7 @@ class LSUVCallback(InitCallback):
     `learn.init_report()` shows what it did, `learn.lsuv.report.df` is the table.
     `layers` chooses: types, dotted names, modules, a function of name and module. Frozen, loaded and pretrained layers keep their weights, unless `force=True`.
     `pre` runs first: 'kaiming', 'orthogonal' (the paper), any other of `schemes`, or None to keep the weights.
-    `std` is the target, `tol` how near is near enough; `center` also takes the mean out, where there is a bias; 'channel': that of each channel.
+    `std` is the target, `tol` how near is near enough; `center` also takes the mean out, where there is a bias; 'channel': that of each channel. `verify=False` leaves out the pass that measures, and corrects again what is off.
     `at='activation'` makes both right after the activation that follows a layer, in `max_iter` steps at most where it is no ReLU.
     `branch_scale=0` silences residual branches until the first step, 'auto' lets all of them together add a variance of 1 to the stream.
     `watch=50` also looks at the first 50 training steps: `learn.init_report().plot_steps()`.

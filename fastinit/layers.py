@@ -122,6 +122,9 @@ def _chooser(layers):
     return _chosen
 
 # %% ../nbs/01_layers.ipynb #be9b86ef
+def _has_weight(m): # without looking at a parametrized one, which moves the vectors of a spectral norm
+    return is_parametrized(m, 'weight') or isinstance(m._parameters.get('weight', vars(m).get('weight')), Tensor)
+
 def _chosen(names, layers):
     chosen = _chooser(layers)
     res = {n:m for m,n in names.items() if chosen(n, m)}
@@ -130,7 +133,7 @@ def _chosen(names, layers):
             near = difflib.get_close_matches(o, names.values(), cutoff=0.4)
             raise ValueError(f"no layer to initialize is named '{o}' or lies in it; near: {', '.join(near) or 'none'}")
     for n,m in res.items():
-        if not isinstance(m, recurrent_types) and not isinstance(getattr(m,'weight',None), Tensor): raise ValueError(f'{n} ({type(m).__name__}) has no weight: leave it out of `layers`')
+        if not isinstance(m, recurrent_types) and not _has_weight(m): raise ValueError(f'{n} ({type(m).__name__}) has no weight: leave it out of `layers`')
     if not res: raise ValueError(f'{type(first(names)).__name__} has no layer to initialize: none is linear, convolutional, bilinear or recurrent; choose with `layers=`')
     return res
 

@@ -1,4 +1,4 @@
-"""Layer-sequential unit variance in one forward pass, exactly
+"""Layer-sequential unit variance: one forward pass corrects, one measures
 
 Docs: https://fastinit.github.io/fastinit/lsuv.html.md"""
 
@@ -11,6 +11,7 @@ __all__ = ['lsuv_', 'lsuv_residual_']
 from fastai.basics import *
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 from .tensors import *
 from .layers import *
@@ -34,18 +35,15 @@ def _first_not_finite(rows):
 _lsuv_cols = 'mean_before std_before scale shift'.split()
 def _number(v): return 0. if v is None else v.mean() if isinstance(v, Tensor) and v.ndim else v # of one value a channel the mean
 
-def _add_corrections(rows, corr, tol):
+def _add_steps(rows, done):
     "The columns that LSUV adds to a report"
-    vals = read_all(_number(r[k]) for r in corr.rows.values() for k in _lsuv_cols)
-    by_name = {n:dict(zip(_lsuv_cols, vals[4*i:])) for i,n in enumerate(corr.rows)}
-    for r in rows:
-        if r['layer'] not in by_name: continue
-        ok = corr.rows[r['layer']].get('converged')
-        if corr.targets: r['target'] = corr.target(r['layer'])
-        r.update(by_name[r['layer']], converged=abs(r['std']-corr.target(r['layer']))<=tol*corr.target(r['layer']) if ok is None else ok)
+    vals = read_all(_number(v) for s in done.values() for v in (s.mean_before, s.std_before, s.change.scale, s.change.shift))
+    by_name = {n:dict(zip(_lsuv_cols, vals[4*i:])) for i,n in enumerate(done)}
+    for r in rows: r.update(by_name.get(r['layer'], {}))
 
 def _lsuv_frame(rows):
-    return frame(rows, *_lsuv_cols, *(['target'] if any('target' in r for r in rows) else [])).assign(converged=pd.array([r.get('converged') for r in rows], dtype='boolean'))
+    target = ['target'] if any('target' in r for r in rows) else []
+    return frame(rows, *_lsuv_cols, *target).assign(converged=pd.array([r.get('converged') for r in rows], dtype='boolean'))
 
 # %% ../nbs/11_lsuv.ipynb #7e388407
 def _warn_slow(rows, std, tol, stacklevel=3):
@@ -71,14 +69,78 @@ def _branch_targets(model, xb, branch_scale, std, layers):
 # %% ../nbs/11_lsuv.ipynb #f221a8df
 def _is_scale(v): return v in (None,'auto') or isinstance(v, (int,float)) and v>=0
 
-def _check_options(pre='kaiming', std=1., center=True, at='layer', branch_scale=None, **_):
+def _check_options(pre='kaiming', std=1., center=True, at='layer', branch_scale=None, verify=True, **_):
     if pre is not None: get_scheme(pre)
     if not (isinstance(std, (int,float)) and std>0): raise ValueError(f'std={std!r}: must be over 0')
     if at not in ('layer','activation'): raise ValueError(f"at={at!r}: must be 'layer' or 'activation'")
     if center not in (True,False,'channel'): raise ValueError(f"center={center!r}: must be True, False or 'channel'")
     if center=='channel' and at=='activation':
         raise ValueError("center='channel' takes the means out before the activation: it goes with at='layer'")
+    if at=='activation' and not verify: raise ValueError("verify=False predicts what a layer gives; what an activation makes of that must be measured: leave it out with at='activation'")
     if not _is_scale(branch_scale): raise ValueError(f"branch_scale={branch_scale!r}: must be 'auto', 0, a number over 0, or None")
+
+# %% ../nbs/11_lsuv.ipynb #d3a1520b
+class _Passes:
+    "The forward passes of LSUV, each from the same state of the model"
+    def __init__(self, model, xb, fix, new_stats, params, pool, tol):
+        store_attr()
+        self.layer_params = {n:list(m.parameters()) for n,m in fix.layers.items()}
+
+    def run(self, *contexts):
+        "One pass within `contexts`"
+        with probing(self.model, *self.xb, but=self.params) as self.notes, ExitStack() as stack:
+            for c in contexts: stack.enter_context(c)
+            forward(self.model, *self.xb)
+
+    def correct(self, saved, *stats):
+        "Correct what `fix` waits for; layers that it left alone get back what `saved` has, to the bit"
+        self.run(*stats, self.fix) # whose hooks come first
+        done,left = ([p for n,ps in self.layer_params.items() if (n in self.fix.done)==d for p in ps] for d in (True,False))
+        if left: saved.restore(but=done, only=left)
+
+    def measure(self):
+        "The rows of what every layer gives now"
+        stats = self.new_stats()
+        self.run(stats)
+        return self.look(stats)
+
+    def look(self, stats):
+        "The rows of `stats`, with how far each corrected layer is off, relative to its target"
+        fix,rows = self.fix,judged(stats, self.fix.std, self.pool, self.fix.targets)
+        _first_not_finite(rows)
+        for r in rows:
+            if r['layer'] not in fix.done: continue
+            target = fix.target(r['layer'])
+            if fix.targets: r['target'] = target
+            std = float(getattr(stats, 'after', {}).get(r['layer'], r['std'])) # that of the activation where it counts
+            r['error'] = abs(std-target)/(target or 1.)
+            r['converged'] = r['error'] <= self.tol
+        return rows
+
+    def off(self, rows):
+        "Names of the layers to correct again"
+        def _bad(r):
+            target = self.fix.target(r['layer'])
+            return r['error']>self.tol/2 or self.fix.zero_mean(r['layer']) and abs(r['mean'])>0.02*max(target, 1e-3)
+        return [r['layer'] for r in rows if r['layer'] in self.fix.done and r['layer'] not in self.fix.stuck and r['std']>1e-6*abs(r['mean']) and _bad(r)]
+
+# %% ../nbs/11_lsuv.ipynb #d3a1520c
+def _corrected(passes, saved, verify, rounds=6):
+    "Correct, measure, and repeat for the layers that are off; the rows of the last pass"
+    fix = passes.fix
+    stats = [] if verify else [passes.new_stats(known=fix.given)]
+    passes.correct(saved, *stats)
+    single = [n for n,(_,_,count) in fix.waiting.items() if count==1]
+    if single: raise InitError(f'{single[0]} ({type(fix.layers[single[0]]).__name__}) gives a single value on this batch, which has no std: use a larger batch')
+    if not verify: return passes.look(*stats)
+    rows = passes.measure()
+    for _ in range(rounds):
+        off = passes.off(rows)
+        if not off: break
+        fix.again(off, saved)
+        passes.correct(saved)
+        rows = passes.measure()
+    return rows
 
 # %% ../nbs/11_lsuv.ipynb #d3a1520a
 def lsuv_(
@@ -93,35 +155,34 @@ def lsuv_(
     force:bool=False, # Also frozen layers?
     tol:float=1e-3, # Accept a std within tol of the target
     max_iter:int=10, # Steps for an activation that is not positively homogeneous; the layer itself needs none
+    verify:bool=True, # Measure all layers in a pass of its own, and correct those again that are off? False: one pass in all, the report's numbers are predicted
     include_paramless:bool=False, # Also list modules without parameters in the report (always with at='activation')
 )->InitReport: # One row a layer, in order of execution
-    "Layer-sequential unit variance in one forward pass (Mishkin & Matas 2015, arXiv 1511.06422, algorithm 1); raises `InitError`, or `ValueError` for a wrong option."
-    _check_options(pre, std, center, at, branch_scale)
+    "Layer-sequential unit variance: each layer corrected in one forward pass, measured in a second (Mishkin & Matas 2015, arXiv 1511.06422, algorithm 1); raises `InitError`, or `ValueError` for a wrong option."
+    _check_options(pre, std, center, at, branch_scale, verify)
     model = unwrap(model)
     with Pool(model) as pool: # a failure in it is told to the other processes, if there are any
         todo,left = split_layers(model, layers, force=force)
         scaled = {n:m for n,m in todo.items() if not isinstance(m, recurrent_types)}
         acts = [m for m in model.modules() if is_activation(m)] if at=='activation' else []
-        # until `commit` only `pre` changes weights, and a GeneralReLU its constant
-        params = list(model.parameters()) if pool.size>1 else [p for m in todo.values() if pre is not None for p in m.parameters()]
+        params = [p for m in todo.values() for p in m.parameters()] if pool.size==1 else list(model.parameters())
         params += [m.sub for m in acts if isinstance(m, GeneralReLU)]
-        stats = LayerStats(model, include_paramless or at=='activation', but=scaled.values())
         targets,said = ({},[]) if branch_scale is None else _branch_targets(model, xb, branch_scale, std, scaled)
-        if at=='activation': corr = ActivationCorrection(scaled, stats, std, bool(center), acts, tol, max_iter, pool, targets)
-        else: corr = (ChannelCorrection if center=='channel' else Correction)(scaled, stats, std, bool(center), pool, targets)
-        with all_or_nothing(params):
-            with probing(model, *xb) as notes:
-                if pre is not None and todo: get_scheme(pre)(model, layers=todo)
-                pool.share(params)
-                with corr, stats: forward(model, *xb)
-            rows = judged(stats, std, pool, corr.rows, targets)
-            _first_not_finite(rows)
-            _add_corrections(rows, corr, tol)
-            left = {**left, **corr.left, **{n:'not called' for n in scaled if n not in corr.rows and n not in corr.left}}
-            report = InitReport(partial(_lsuv_frame, rows), 'lsuv', std, said+notes).mark(left) # the table is made when it is looked at
+        kind = partial(ActivationCorrection, acts=acts, tol=tol, max_iter=max_iter) if at=='activation' else ChannelCorrection if center=='channel' else Correction
+        fix = kind(scaled, Moments(), std, center=bool(center), pool=pool, targets=targets, units=attention_units(model.modules()))
+        new_stats = partial(AfterActivation, model, scaled, acts) if at=='activation' else partial(LayerStats, model, include_paramless)
+        passes = _Passes(model, xb, fix, new_stats, params, pool, tol)
+        with all_or_nothing(params) as saved, unmoved_rng():
+            if pre is not None and todo: get_scheme(pre)(model, layers=todo)
+            pool.share(params)
+            rows = _corrected(passes, saved, verify)
+            pool.close()
+            _add_steps(rows, fix.done)
+            if not verify: said.append('the means and stds are predicted: verify=False leaves out the pass that measures them')
+            report = InitReport(partial(_lsuv_frame, rows), 'lsuv', std, [*said, *passes.notes, *call_notes(rows)]) # the table is made when it is looked at
+            report.mark({**left, **{n:fix.left.get(n, 'not called') for n in scaled if n not in fix.done}})
             warn_left(report.left)
             _warn_slow(rows, std, tol)
-            corr.commit()
     return report
 
 # %% ../nbs/11_lsuv.ipynb #da57a232

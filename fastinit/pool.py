@@ -11,7 +11,6 @@ __all__ = ['pooled', 'Pool']
 from fastai.basics import *
 import torch.distributed as dist
 import zlib
-from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 from .probe import *
@@ -27,9 +26,10 @@ def pooled(parts): # (n, std, mean) of each part
 class Pool:
     "A context in which the processes of `torch.distributed`, if there are several, act as one: `pool(name, n, std, mean)` gives the moments of all values together."
     def __init__(self,
-        model:nn.Module, # Messages are made where its first parameter is: not every backend takes them from the CPU
+        model:nn.Module|None=None, # Messages are made where its first parameter is: not every backend takes them from the CPU. None: of this process alone
     ):
-        self.open,self.size = True,dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        several = model is not None and dist.is_available() and dist.is_initialized()
+        self.open,self.size = True,dist.get_world_size() if several else 1
         self.device = first(model.parameters()).device if self.size>1 else None
 
     def gather(self, t:Tensor)->list:
@@ -69,15 +69,18 @@ class Pool:
             self.exchange('the weights', details=[tuple(p.shape) for p in params])
             for p in params: dist.broadcast(p.detach(), 0)
 
-    def finish(self, rows:list, but:Iterable=())->list:
-        "The table of all processes together, `but` naming layers whose moments are those of all already; after this none can fail for another"
+    def together(self, rows:list)->list:
+        "The table of all processes together"
         if self.size==1: return rows
-        self.exchange('the end', details=[r['layer'] for r in rows])
-        self.open = False
+        self.exchange('the table', details=[r['layer'] for r in rows])
         parts = self.gather(torch.tensor([[math.prod(r['shape']), r['std'], r['mean']] for r in rows], dtype=torch.double, device=self.device))
-        for r,*p in zip(rows, *parts):
-            if r['layer'] not in but: r['std'],r['mean'] = pooled(p)
+        for r,*p in zip(rows, *parts): r['std'],r['mean'] = pooled(p)
         return rows
+
+    def close(self)->None:
+        "After this none can fail for another"
+        if self.size>1: self.exchange('the end')
+        self.open = False
 
     def __enter__(self): return self
     def __exit__(self, error, *args):

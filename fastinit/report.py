@@ -6,7 +6,7 @@ Docs: https://fastinit.github.io/fastinit/report.html.md"""
 
 # %% auto #0
 __all__ = ['VANISHING', 'EXPLODING', 'compact_columns', 'add_status', 'InitReport', 'short_number', 'warn_left', 'judged',
-           'frame', 'init_stats']
+           'call_notes', 'frame', 'init_stats']
 
 # %% ../nbs/06_report.ipynb #4be56f7d
 from fastai.basics import *
@@ -158,17 +158,24 @@ def judged(
     stats:LayerStats, # After a forward pass
     target:float=1., # The std aimed at
     pool:Pool|None=None, # Of several processes
-    but:Iterable=(), # Names whose moments are those of all processes already
     targets:dict|None=None, # Dotted name → target of its own
 )->list: # A dict for each layer: those of `stats.table()` with their status
     "What was recorded, and a word on it."
-    rows = stats.table() if pool is None else pool.finish(stats.table(), but)
+    rows,targets = (pool or Pool()).together(stats.table()),targets or {}
     for r in rows:
-        if r['layer'] in (targets or {}): r['target'] = targets[r['layer']]
-    silent = {r['layer']:stats.rows[r['layer']]['module'] for r in rows if r['mean']==r['std']==0}
+        if r['layer'] in targets: r['target'] = targets[r['layer']]
+    silent = {r['layer']:r['module'] for r in rows if r['mean']==r['std']==0}
     zero = zero_layers({n:m for n,m in silent.items() if isinstance(getattr(m,'weight',None), Tensor)}, gains=True)
-    add_status(rows, {*zero, *(n for n,t in (targets or {}).items() if t==0)}, target) # whose weights are not 0 yet
+    add_status(rows, {*zero, *(n for n,t in targets.items() if t==0)}, target)
     return rows
+
+def call_notes(
+    rows:list, # As `judged` gives them
+)->list: # Sentences
+    "Which layers gave something else at each call, and what."
+    several = [(r['layer'],*r['calls']) for r in rows if r['calls'][2]>2*r['calls'][1]]
+    return [f'{n} gave a std from {short_number(lo)} to {short_number(hi)} in {calls} calls' for n,calls,lo,hi in several[:3]] + (
+        [f'and so did {len(several)-3} other layers'] if len(several)>3 else [])
 
 # %% ../nbs/06_report.ipynb #97d1fe82
 def frame(
@@ -189,7 +196,8 @@ def init_stats(
     "Mean and std of every layer of `model` on one batch, in one forward pass; changes nothing."
     model = unwrap(model)
     with probing(check_model(model), *xb) as notes, LayerStats(model, include_paramless) as stats: forward(model, *xb)
-    return InitReport(frame(judged(stats)), notes=notes)
+    rows = judged(stats)
+    return InitReport(frame(rows), notes=[*notes, *call_notes(rows)])
 
 # %% ../nbs/06_report.ipynb #c99304e6
 @patch

@@ -10,13 +10,12 @@ __all__ = ['Moments', 'has_moments', 'near_zero', 'LayerStats', 'layer_hists', '
 # %% ../nbs/05_stats.ipynb #1b1085ea
 from fastai.basics import *
 from fastai.callback.hook import *
-from collections.abc import Callable,Iterable
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any,TypeGuard
 from .tensors import *
 from .layers import *
 from .probe import *
-from torch.nn.modules.batchnorm import _BatchNorm
 
 # %% ../nbs/05_stats.ipynb #7ac43d1e
 class Moments:
@@ -87,76 +86,60 @@ def near_zero(
     return np.count_nonzero(a<=0.05)/a.size
 
 # %% ../nbs/05_stats.ipynb #e94db293
-def _norm_moments(m, var, shape):
-    "(std, mean) of the output, of `shape`, of a batchnorm whose batch had the variances `var` (those with n−1)"
-    total,(w,b) = math.prod(shape),(m.weight.detach(),m.bias.detach())
-    n = total//len(var)
-    mean = b.mean()
-    within = (var/(var + m.eps*n/(n-1))).dot(w*w) # the sum over channels of what normalization leaves of their variance
-    return ((within + (b-mean).square().sum())*n/(total-1)).sqrt(),mean
-
-def _is_known_norm(m):
-    "torch's own batchnorm, in float32 at least, whose output nobody changes"
-    return is_batchnorm(m) and m.affine and m.weight.dtype in (torch.float, torch.double) and not m._forward_hooks
+def _has_spread(call): return call['std'] > 1e-6*abs(call['mean'])
 
 class LayerStats(ActivationStats):
     "fastai's `ActivationStats` for one forward pass of a model, by name and in order of execution: `with LayerStats(model) as s: model(x)`."
-    reads_norms = False # Look at the output of a batchnorm even where it follows from the batch's variances?
     def __init__(self,
         model:nn.Module, # Its modules are hooked while in the context
         include_paramless:bool=False, # Also the modules without parameters, such as ReLU?
-        but:Iterable=(), # Modules left out: somebody else calls `hook` or `record` for them
+        known:dict|None=None, # Dotted name → (std, mean) of its next output, which is not measured then
     ):
         super().__init__(include_paramless=include_paramless, cpu=False, detach=False)
-        self.names,self.moments,self.rows = layer_names(model),Moments(),{}
-        self.modules,self.norms,but,units = [],[],set(but),attention_units(self.names)
+        self.names,self.moments,self.calls = layer_names(model),Moments(),{}
+        self.known = {} if known is None else known
+        self.modules,units = [],attention_units(self.names)
         for m in leaves(self.names):
-            if m in but or isinstance(m, torch.jit.ScriptModule) or not (include_paramless or has_params(m)): continue # which take no hooks
+            if isinstance(m, torch.jit.ScriptModule) or not (include_paramless or has_params(m)): continue # which take no hooks
             if m in units: self.names[units[m]] = self.names[m]
-            (self.norms if _is_known_norm(m) and not self.reads_norms else self.modules).append(units.get(m, m))
+            self.modules.append(units.get(m, m))
 
     def hook(self, m:nn.Module, i:tuple, o:Any)->None:
         "Keep mean, std and the share near zero of the first output of `m`: fastai's numbers, not yet read from the device"
         if not isinstance(o, Tensor): o = first_tensor(o)
-        if self.names[m] in self.rows or not has_moments(o): return
+        if not has_moments(o) or not o.numel(): return
         with torch._C.DisableTorchFunction(): # plain tensors, and unseen by who watches the pass
-            self.record(m, o, *self.moments(o))
+            self.record(m, o, *(self.known.pop(self.names[m], None) or self.moments(o)))
 
-    def norm(self, m:_BatchNorm, mean:Tensor, var:Tensor, x:Tensor)->Tensor:
-        "The forward of torch's own batchnorm, which leaves the batch's variances in `var`: its output need not be read"
-        if not m.training or m.track_running_stats or self.names[m] in self.rows:
-            o = type(m).forward(m, x)
-            self.hook(m, (x,), o)
-            return o
-        m._check_input_dim(x)
-        o = torch.native_batch_norm(x, m.weight, m.bias, mean, var, True, 1., m.eps)[0]
-        with torch._C.DisableTorchFunction(): self.record(m, o, var, None)
-        return o
-
-    def record(self, m:nn.Module, o:Tensor, std:float|Tensor, mean:float|Tensor|None)->None:
-        "Keep the statistics of `o`, the output of `m`"
-        self.rows[self.names[m]] = dict(module=m, shape=o.shape, mean=mean, std=std, sample=spread_sample(o)) # to be counted after the pass
+    def record(self, m:nn.Module, o:Tensor, std:float|Tensor, mean:float|Tensor)->None:
+        "Keep the statistics of `o`, an output of `m`"
+        call = dict(module=m, shape=o.shape, mean=mean, std=std, sample=spread_sample(o)) # to be counted after the pass
+        self.calls.setdefault(self.names[m], []).append(call)
 
     def __enter__(self):
         self._register()
-        for m in self.norms: vars(m)['forward'] = partial(self.norm, m, torch.zeros_like(m.weight), torch.zeros_like(m.weight))
+        for h in self.hooks: # before anybody else's: what a layer gives, and not what a hook makes of it
+            hooks = h.hook.hooks_dict_ref()
+            hooks.move_to_end(h.hook.id, last=False)
         return self
-    def __exit__(self, *args):
-        self._remove()
-        for m in self.norms: del vars(m)['forward']
+    def __exit__(self, *args): self._remove()
 
     def table(self)->list:
-        "A dict for each layer: layer, type, shape, mean and std, read from the device, and the sample that near_zero is counted in"
-        for r in self.rows.values():
-            if r['mean'] is None: r['std'],r['mean'] = _norm_moments(r['module'], r['std'], r['shape'])
-        vals = iter(read_all(r[k] for r in self.rows.values() for k in ('mean','std')))
-        return [dict(layer=n, type=type(r['module']).__name__, shape=tuple(r['shape']), mean=next(vals), std=next(vals), sample=r['sample'])
-                for n,r in self.rows.items()]
+        "A dict for each layer, of its first call that has a spread: layer, type, shape, mean and std, read from the device, and the sample that near_zero is counted in"
+        calls = [c for cs in self.calls.values() for c in cs]
+        vals = iter(read_all(c[k] for c in calls for k in ('mean','std')))
+        for c in calls: c['mean'],c['std'] = next(vals),next(vals)
+        return [self.row(n, cs) for n,cs in self.calls.items()]
+
+    def row(self, n:str, calls:list)->dict:
+        "The call of the layer `n` that speaks for it; `calls` of several is their number, the smallest and the largest std"
+        c = next(filter(_has_spread, calls), calls[0])
+        stds = [o['std'] for o in calls if _has_spread(o)] or [c['std']]
+        return dict(c, layer=n, type=type(c['module']).__name__, shape=tuple(c['shape']), calls=(len(calls), min(stds), max(stds)))
 
 # %% ../nbs/05_stats.ipynb #109de370
 class _Hists(LayerStats):
     "A histogram of the first output of each module"
-    reads_norms = True
     def __init__(self, model, include_paramless, bins, lim):
         super().__init__(model, include_paramless)
         self.hists,self.bins,self.lim = {},bins,lim
@@ -181,7 +164,6 @@ def layer_hists(
 # %% ../nbs/05_stats.ipynb #127cf5b3
 class _Grads(LayerStats):
     "The gradient at the first output of each module"
-    reads_norms = True
     def __init__(self, model, include_paramless):
         super().__init__(model, include_paramless)
         self.stds = {} # in the order of execution; filled on the way back

@@ -9,11 +9,16 @@ def _seeded():
 
 AFFINE = (torch.nn.Linear, torch.nn.Bilinear, torch.nn.modules.conv._ConvNd, torch.nn.MultiheadAttention)
 
+def copied(model):
+    "A copy of `model`, also where weights are computed in each pass (as fastai's `WeightDropout` does), which are no leaves"
+    from copy import deepcopy
+    computed = {id(v):v.detach() for m in model.modules() for v in vars(m).values() if isinstance(v, torch.Tensor) and v.grad_fn is not None}
+    return deepcopy(model, computed)
+
 def outputs(model, types, *xb):
     "The first output of every module of `types`, seen by plain hooks in a pass of their own, batchnorm in training mode; an attention's by the name of its last layer"
-    from copy import deepcopy
     from functools import partial
-    model,res = deepcopy(model).eval(),{}
+    model,res = copied(model).eval(),{}
     def _keep(n, m, i, o): res.setdefault(f'{n}.out_proj' if isinstance(m, torch.nn.MultiheadAttention) else n, first_tensor(o).detach().double().clone())
     for n,m in model.named_modules():
         if isinstance(m, torch.nn.modules.batchnorm._NormBase): m.train()

@@ -68,7 +68,7 @@ def check(model, *xb, **kwargs):
     may = {f'{n}.{k}' for n,m in init_layers(model).items() for k,_ in m.named_parameters()}
     with Unchanged(model, may): report = lsuv_(model, *xb, **kwargs)
     h.remove()
-    assert sizes==([2] if 'branch_scale' in kwargs else [])+[len(xb[0])]
+    assert sizes==([2] if 'branch_scale' in kwargs else [])+2*[len(xb[0])]
     outs = outputs(model, (nn.Linear, nn.Conv2d), *xb)
     for r in report.df[report.df.scale.notna()].itertuples():
         o,m = outs[r.layer],model.get_submodule(r.layer)

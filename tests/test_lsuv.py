@@ -1,4 +1,4 @@
-"What always holds of `lsuv_`: one pass, exact, nothing else changed, all or nothing."
+"What always holds of `lsuv_`: two passes, exact, nothing else changed, all or nothing."
 import warnings
 from functools import partial
 from copy import deepcopy
@@ -13,13 +13,13 @@ from conftest import AFFINE, Unchanged, outputs
 def mlp(n=4, d=30, act=nn.ReLU): return nn.Sequential(*[o for _ in range(n) for o in (nn.Linear(d,d), act())], nn.Linear(d,10))
 
 def check(model, *xb, std=1., eps=1e-5, **kwargs):
-    "`lsuv_` in one call of the forward, every corrected layer at the target, nothing else changed"
+    "`lsuv_` in two calls of the forward, every corrected layer at the target, nothing else changed"
     calls = []
     h = model.register_forward_pre_hook(lambda *_: calls.append(1))
     may = {f'{n}.{k}' for n,m in init_layers(model).items() for k,_ in m.named_parameters()}
     with Unchanged(model, may): report = lsuv_(model, *xb, std=std, **kwargs)
     h.remove()
-    assert len(calls)==1
+    assert len(calls)==2 # one corrects, one measures
     done = report.df[report.df.scale.notna()]
     outs = outputs(model, AFFINE, *xb)
     assert len(done)
@@ -66,7 +66,7 @@ class Tangled(nn.Module):
 
 def test_tangled():
     model,x = Tangled(),torch.randn(64,16)
-    with pytest.warns(UserWarning, match='left alone: 1 shared .tied.; 1 not called .unused.'): report = lsuv_(model, x, pre=None)
+    with pytest.warns(UserWarning, match='left alone: 1 not called .unused.; 1 shared .tied.'): report = lsuv_(model, x, pre=None)
     assert list(report.df.layer)==['first','branch','twice','tied','last','unused']
     outs = outputs(model, nn.Linear, x)
     for n in ('first','branch','twice','last'): assert abs(outs[n].std()-1)<1e-5
@@ -122,13 +122,12 @@ def test_lazy_equals_numbers(monkeypatch):
     assert all(torch.allclose(p, q, atol=1e-6) for p,q in zip(a.parameters(), b.parameters()))
     assert (ra.df.status==rb.df.status).all() and (ra.df['std']-rb.df['std']).abs().max()<1e-5
 
-def test_nothing_changes_before_the_pass_is_over():
-    "With pre=None no weight is touched until every layer was seen"
+def test_weights_change_at_once():
+    "Whatever comes later in the pass has the new ones"
     model,x,seen = mlp(),torch.randn(64,30),[]
-    before = [p.clone() for p in model.parameters()]
-    model[-1].register_forward_hook(lambda *_: seen.append(all(torch.equal(p, q) for p,q in zip(before, model.parameters()))))
+    model[1].register_forward_hook(lambda *_: seen.append(model[0].weight.clone()))
     lsuv_(model, x, pre=None)
-    assert seen==[True] and not torch.equal(before[0], model[0].weight)
+    assert len(seen)==2 and all(torch.equal(w, model[0].weight) for w in seen)
 
 def test_dropout_is_off_and_modes_return():
     model = nn.Sequential(nn.Dropout(0.5), nn.Linear(30,30), nn.BatchNorm1d(30), nn.ReLU(), nn.Dropout(0.5), nn.Linear(30,5)).train()

@@ -41,10 +41,13 @@ def signature(m):
     return '\n'.join([f'```python\n{head}{short})\n```', '', '::: {.arguments}', '', *table, '', ':::'])
 
 def document_arguments(f):
-    "In the notebook `f`, the arguments of each documented function as a table"
+    "In the notebook `f`, the arguments of each documented function as a table; each chart once"
     nb = json.loads(f.read_text())
     for c in nb['cells']:
+        charts = [o for o in c.get('outputs', []) if 'image/png' in o.get('data', {})]
         for o in c.get('outputs', []):
+            page = ''.join(o.get('data', {}).get('text/html', ''))
+            if charts and 'init-report' in page: o['data']['text/html'] = re.sub('<img[^>]*>', '', page) # the cell shows them already
             md = ''.join(o.get('data', {}).get('text/markdown', ''))
             if md: o['data']['text/markdown'] = re.sub(r'```python\n((?:def|class) .*?)\n```', signature, md, flags=re.S)
     f.write_text(json.dumps(nb))

@@ -22,6 +22,7 @@ from .report import *
 from .schemes import *
 from .plot import *
 from .watch import *
+from .batch import *
 from .callback import *
 
 # %% ../nbs/15_compare.ipynb #13e8c804
@@ -53,7 +54,7 @@ def _compare_on_a_batch(learn, inits, layers, include_paramless, shown):
 
 # %% ../nbs/15_compare.ipynb #9f95c0b6
 _shows = {f'fastai.callback.{o}' for o in 'hook progress tracker schedule tensorboard wandb comet neptune captum azureml'.split()}
-_of_a_fit = {'lock','opt','loss','loss_grad','pred','xb','yb','dl','cbs','dls','_metrics'}
+_of_a_fit = {'lock','opt','loss','loss_grad','smooth_loss','final_record','pred','xb','yb','dl','cbs','dls','_metrics'}
 
 def _takes_part(cb):
     "Does `cb` have a part in a training step?"
@@ -101,7 +102,7 @@ def _one_training(learn, cb, lr, steps, seed, tick):
     losses = [float(o) for o in read_all(course.losses)] + [math.nan]*(steps-len(course.losses))
     pool = Pool(new.model)
     if pool.size>1: losses = np.mean(pool.gather(torch.tensor(losses, device=pool.device)), 0).tolist()
-    return cb.report,init_stats(new.model, *agreed_batch(new), include_paramless=cb.include_paramless),losses
+    return cb.report,init_stats(new.model, *first_batch(new), include_paramless=cb.include_paramless),losses
 
 # %% ../nbs/15_compare.ipynb #1e56aeca
 class InitComparison(dict):

@@ -37,9 +37,9 @@ def _number(v): return 0. if v is None else v.mean() if isinstance(v, Tensor) an
 
 def _add_steps(rows, done):
     "The columns that LSUV adds to a report"
-    vals = read_all(_number(v) for s in done.values() for v in (s.mean_before, s.std_before, s.change.scale, s.change.shift))
-    by_name = {n:dict(zip(_lsuv_cols, vals[4*i:])) for i,n in enumerate(done)}
-    for r in rows: r.update(by_name.get(r['layer'], {}))
+    for r in rows:
+        if (s := done.get(r['layer'])) is None: continue
+        r.update(zip(_lsuv_cols, map(_number, (s.mean_before, s.std_before, s.change.scale, s.change.shift))))
 
 def _lsuv_frame(rows):
     target = ['target'] if any('target' in r for r in rows) else []
@@ -173,7 +173,7 @@ def lsuv_(
         new_stats = partial(AfterActivation, model, scaled, acts) if at=='activation' else partial(LayerStats, model, include_paramless)
         passes = _Passes(model, xb, fix, new_stats, params, pool, tol)
         with all_or_nothing(params) as saved, unmoved_rng():
-            if pre is not None and todo: get_scheme(pre)(model, layers=todo)
+            if pre is not None and todo: run_scheme(pre, model, todo, *xb)
             pool.share(params)
             rows = _corrected(passes, saved, verify)
             pool.close()

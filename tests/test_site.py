@@ -89,7 +89,7 @@ def test_benchmarks_are_current(site):
 def test_benchmarks_show_their_charts(site):
     "Each with words for who cannot see it and a caption, and the very picture that is in benchmarks/"
     page = (site/'benchmarks.html').read_text()
-    figures = re.findall(r'<figure><img src="(benchmarks_files/([^"]*))" width="800" alt="([^"]*)"><figcaption>(.*?)</figcaption>', page)
+    figures = re.findall(r'<figure><span[^>]*><img[^>]* src="(benchmarks_files/([^"]*))"[^>]* alt="([^"]*)"></span><figcaption>(.*?)</figcaption>', page)
     assert len(figures)==page.count('<figure')>=35
     for src,name,alt,caption in figures:
         assert (site/src).read_bytes()==(root/'benchmarks'/name).read_bytes()
@@ -171,7 +171,7 @@ for (const t of main.querySelectorAll('table')) {
 }
 for (const i of document.images) {
   if (!(i.alt || '').trim()) found.alt.push(i.src.slice(-50));
-  if (wide && main.contains(i) && i.width && i.naturalWidth && i.width/i.naturalWidth < 0.8) found.shrunk.push(`${i.src.slice(-24)} ${i.width}/${i.naturalWidth}`);
+  if (main.contains(i) && i.width && i.naturalWidth && i.width/i.naturalWidth < 0.79) found.shrunk.push(`${i.src.slice(-24)} ${i.width}/${i.naturalWidth}`);
 }
 const rgba = (c) => { const m = c.match(/[\d.]+/g).map(Number); return c.startsWith('color(') ? [m[0]*255, m[1]*255, m[2]*255, m[3] ?? 1] : [m[0], m[1], m[2], m[3] ?? 1]; };
 const over = (a, b) => [0,1,2].map(k => a[k]*a[3] + b[k]*(1-a[3])).concat(1);
@@ -216,6 +216,29 @@ def test_home(browser, url):
     assert browser.js('[...document.images].filter(i => i.naturalWidth>400).length')>=1, 'no chart'
     for section in ('Tutorials','How to','API reference'):
         assert section in browser.js('document.querySelector("#quarto-sidebar").innerText')
+
+def test_what_a_page_has(site):
+    "Previous and next, source, edit and report links, a footer, a card for who shares it; the sidebar begins with the reference"
+    for f in site.glob('*.html'):
+        text = f.read_text()
+        for mark in ('page-navigation','nav-footer','Edit this page','View source','Report an issue','property="og:title"','twitter:card'): assert mark in text, f'{f.name}: {mark}'
+    page = (site/'lsuv.html').read_text()
+    assert '/blob/main/nbs/11_lsuv.ipynb' in page and '/edit/main/nbs/11_lsuv.ipynb' in page
+    sidebar = re.findall('class="menu-text">([^<]*)<', page[page.index('id="quarto-sidebar"'):])
+    assert sidebar[:5]==['fastinit','Reference','callback','lsuv','schemes'] and sidebar.index('probe')>sidebar.index('Internals')
+
+def test_arguments(site):
+    "A table of arguments, with types as people write them"
+    page = html.unescape(re.sub('<[^>]*>', '', (site/'lsuv.html').read_text()))
+    assert 'type | str | Module | callable | list | None' in page and 'collections.abc' not in page
+
+@pytest.mark.parametrize('asked,page', [('how do I use it with lightning','plain_pytorch.html'), ('several gpus','several_gpus.html'), ('kaiming','schemes.html')])
+def test_search_takes_a_question(browser, url, asked, page):
+    from selenium.webdriver.common.by import By
+    browser.open(f'{url}/index.html')
+    browser.d.find_element(By.CSS_SELECTOR, '#quarto-search input').send_keys(asked)
+    found = browser.wait(lambda d: [e.get_attribute('href') for e in d.find_elements(By.CSS_SELECTOR, 'a.search-result')])
+    assert any(page in o for o in found[:3]), found[:5]
 
 def test_tutorial(browser, url):
     n = next(re.sub(r'^\d+_', '', f.stem) for f in sorted((root/'nbs').glob('3*.ipynb')))

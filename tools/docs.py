@@ -147,24 +147,28 @@ def tables(out):
         f.write_text(re.sub(r'<table\b.*?</table>', table, text, flags=re.S))
 
 def images(out):
-    "Pictures out of the pages into files, of known size, that a browser loads when the reader gets there"
+    "Pictures out of the pages into files, of known size, that a browser loads when the reader gets there; each in a box that scrolls"
     (out/'images').mkdir()
     def image(m):
         png = base64.b64decode(m[2])
         name = f'images/{hashlib.sha256(png).hexdigest()[:16]}.png'
         (out/name).write_bytes(png)
         return f'{m[1]}src="{name}"'
-    def lazy(m):
-        size = '' if 'width=' in m[0] or not (png := re.search('src="(images/[^"]*)"', m[0])) else png_size(out/png[1])
-        return m[0].replace('<img', f'<img loading="lazy"{size}', 1)
+    def shown(m):
+        src = re.search('src="([^":]*[.]png)"', m[0])
+        if not src: return m[0]
+        width,height = png_size(out/src[1])
+        img = re.sub(r' (?:width|height|loading)="[^"]*"', '', m[0])
+        img = img.replace('<img', f'<img loading="lazy" width="{width}" height="{height}" style="--w:{width}px"', 1)
+        return f'<span class="chart" tabindex="0">{img}</span>'
     for f in out.glob('*.html'):
         text = re.sub(r'(<img[^>]*?)src="data:image/png;base64,([^"]*)"', image, f.read_text())
-        f.write_text(re.sub(r'<img (?![^>]*loading=)[^>]*>', lazy, text))
+        f.write_text(re.sub(r'<img [^>]*>', shown, text))
 
 def png_size(f):
-    "Attributes with the size of a PNG, from its header"
+    "Width and height of a PNG, from its header"
     data = f.read_bytes()
-    return f' width="{int.from_bytes(data[16:20], "big")}" height="{int.from_bytes(data[20:24], "big")}"'
+    return int.from_bytes(data[16:20], 'big'),int.from_bytes(data[20:24], 'big')
 
 def sources(out):
     "The links `view source` and `edit` lead to the notebook by its own name"

@@ -161,7 +161,9 @@ def stand_in(
 def _act(twin, cb, event):
     "Let `cb` act in `twin`, which has no context to leave"
     if not does(cb, event): return
-    if _contexts & (event_names(cb, event) or set()): raise NotYet(f'{cb} enters a context')
+    names = event_names(cb, event) or set()
+    if names & _contexts: raise NotYet(f'{cb} enters a context')
+    if event=='before_batch' and names & {'model','opt'}: raise NotYet(f'{cb} uses the model, perhaps to hook it')
     try:
         with redirect_stdout(StringIO()): cb(event) # it will say it again
     except Exception as e: raise NotYet(f'{cb} changes the batch, and fails before training begins: {e}') from e

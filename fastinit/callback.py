@@ -133,6 +133,7 @@ class InitCallback(Callback):
         for cb in self.learn.cbs:
             if isinstance(cb, InitCallback): cb.notice_old_weights()
         if self.done or self.learn.opt is None or _predicts(): return
+        self.late,self.was = '',None
         self.kept = {} if self.force else kept_params(self.learn, {**self.seen, **getattr(self.learn, '_init_weights', {})})
         try:
             if belated: raise NotYet('an earlier fit ended before its first batch')
@@ -150,6 +151,8 @@ class InitCallback(Callback):
         if not todo and not todo.left: warnings.warn(f'{type(model).__name__} has no layer that {scheme_name(self.scheme)} initializes by itself: choose with `layers=`', stacklevel=2)
         self.report = init_split(model, self.scheme, xb, todo, self.include_paramless, **self.options())
         self.learn._init_report,self.done,self.unchecked = self.report,True,True
+        differ = differs_in_training(model)
+        if differ: self.report.notes.append(f"measured as in evaluation, and otherwise in training: {', '.join(differ)}")
         mine = {m:v for m,v in remember(model).items() if not any(id(p) in self.kept for p in m._parameters.values())}
         self.learn._init_weights = {**self.seen, **getattr(self.learn, '_init_weights', {}), **mine} # not 'loaded' to others, or later
         self.kept = {}
@@ -171,7 +174,8 @@ def wait(self:InitCallback,
 @patch
 def notice_old_weights(self:InitCallback)->None:
     "Begin anew where the weights are again what they were before the first batch, as after `lr_find`"
-    if self.done and self.was and not changed_params(self.learn.model, self.was[0]):
+    if not self.done: return
+    if self.was and not changed_params(self.learn.model, self.was[0]):
         self.done,self.report,self.learn._init_weights = False,None,self.was[1]
         vars(self.learn).pop('_init_report', None)
     self.late,self.was = '',None

@@ -178,6 +178,8 @@ def lsuv_(
             rows = _corrected(passes, saved, verify)
             pool.close()
             _add_steps(rows, fix.done)
+            numbers = [m for m in acts if center and not isinstance(m, GeneralReLU) and isinstance(getattr(m, 'sub', None), (int,float))]
+            if numbers: said.append(f'{len(numbers)} {type(numbers[0]).__name__} subtract a plain number, which stays as it is: their mean is not brought to 0, as that of a GeneralReLU is')
             if not verify: said.append('the means and stds are predicted: verify=False leaves out the pass that measures them')
             report = InitReport(partial(_lsuv_frame, rows), 'lsuv', std, [*said, *passes.notes, *call_notes(rows)]) # the table is made when it is looked at
             report.mark({**left, **{n:fix.left.get(n, 'not called') for n in scaled if n not in fix.done}})

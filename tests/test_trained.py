@@ -262,3 +262,22 @@ def test_gradients_by_the_learners_own_loss():
     out = learn.model.b(h.relu())
     g = torch.autograd.grad(learn.loss_func(out, y), [h, out])
     for n,v in zip('ab', g): assert abs(report[n].grad_std/v.std().item()-1)<1e-4
+
+class GeneralRelu(nn.Module):
+    "As in the course"
+    def __init__(self, leak=None, sub=None, maxv=None):
+        super().__init__()
+        self.leak,self.sub,self.maxv = leak,sub,maxv
+    def forward(self, x):
+        x = nn.functional.leaky_relu(x, self.leak) if self.leak is not None else nn.functional.relu(x)
+        if self.sub is not None: x -= self.sub
+        if self.maxv is not None: x.clamp_max_(self.maxv)
+        return x
+def test_the_courses_general_relu():
+    "Its std is right, its number stays, and the report says that its mean does"
+    model,x = nn.Sequential(nn.Linear(12,64), GeneralRelu(0.1, 0.4), nn.Linear(64,64), GeneralRelu(0.1, 0.4)),torch.randn(256,12)
+    report = lsuv_(model, x, at='activation')
+    assert any(o.startswith('2 GeneralRelu subtract a plain number, which stays') for o in report.notes)
+    after = [model[:i](x) for i in (2,4)]
+    assert model[1].sub==0.4 and all(abs(o.std()-1)<2e-3 and abs(o.mean())>0.05 for o in after)
+    assert not any('subtract' in o for o in lsuv_(model, x, at='activation', center=False).notes)

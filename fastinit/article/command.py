@@ -89,7 +89,7 @@ def main(
     best_of:str|None=None, # Folder of earlier results: run each start only at the learning rate that was its best there
 )->None:
     """Run an experiment of the article; writes results.csv, its settings and the charts, and prints the accuracies.
-    A run that was ended goes on after the last epoch it finished. What is wrong it says and ends (`SystemExit`)."""
+    A run that was ended goes on after the last epoch it finished. Exits with a message if something is wrong (`SystemExit`)."""
     given = dict(model=model, data=data, size=size, n_train=n_train, n_valid=n_valid, bs=bs, epochs=epochs, opt=opt,
                  amp='yes' if amp else None, lrs=lrs, schemes=schemes, seeds=seeds)
     given,out = {k:v for k,v in given.items() if v is not None},Path(out)

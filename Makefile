@@ -4,7 +4,7 @@ THREADS ?= 1
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test zoo docs bench gpu gpu-test mutants readme prepare clean
+.PHONY: help demo test zoo docs bench test-lowest gpu gpu-test mutants readme prepare clean
 
 help:  ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -32,6 +32,12 @@ demo: .venv/base  ## train the article's convnet from three starts; charts in de
 test: .venv/dev  ## the notebooks, then the tests
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/nbdev-test --n-workers 2
 	$(BIN)/python -m pytest
+
+test-lowest:  ## the same with the oldest versions that setup.cfg allows, in .venv-lowest
+	test -e .venv-lowest || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c tools/lowest.txt -e . accelerate cloudpickle hypothesis ipykernel 'nbdev>=3.3,<3.4' ninja pytest setuptools timm torchvision transformers
+	OMP_NUM_THREADS=$(THREADS) .venv-lowest/bin/nbdev-test --n-workers 2 --file-re '^[0-2]'
+	.venv-lowest/bin/python -m pytest --ignore tests/test_site.py --ignore tests/test_packaging.py --ignore tests/test_api.py --ignore tests/test_zoo.py
 
 zoo: .venv/dev .venv/zoo  ## whole architectures of torchvision, timm, transformers, fastai; benchmarks/zoo.csv (some 12 minutes)
 	FASTINIT_ZOO=1 $(BIN)/python -m pytest tests/test_zoo.py
@@ -65,4 +71,4 @@ prepare: .venv/dev .venv/docs  ## after editing notebooks: run and save them, ex
 	$(BIN)/python tools/readme.py
 
 clean:  ## remove what was built, .venv too
-	rm -rf .venv _proc _docs demo build dist *.egg-info
+	rm -rf .venv .venv-lowest _proc _docs demo build dist *.egg-info

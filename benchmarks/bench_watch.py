@@ -10,7 +10,7 @@ from fastai.vision.all import Callback, CancelValidException, CrossEntropyLossFl
 from fastinit.all import *
 
 here = Path(__file__).parent
-ROUNDS,WATCHED,AFTER = 3,2,1 # of each kind in turn: a step to warm up, those that are watched, those after
+ROUNDS,WATCHED,AFTER = 2,2,1 # of each kind in turn: a step to warm up, those that are watched, those after
 
 class Clock(Callback):
     "The CPU seconds that each training step takes, the work of all other callbacks included: other programs do not count"

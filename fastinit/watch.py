@@ -182,20 +182,25 @@ def _picture(ax, ratio, names, title):
     step = max(1, -(-len(names)//30))
     ax.set_yticks(range(0, len(names), step), [n if len(n)<=22 else '…'+n[-21:] for n in names[::step]], fontsize=8)
     ax.set_xlabel('training step')
+    ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
     ax.set_title(title, fontsize=10)
     return im
 
-def _words(changes, most=7):
-    "A line for each layer that was not well, as many as there is room for"
+def _words(changes, most=3):
+    "A line for each layer that was not well, up to `most` of a kind"
     if not len(changes): return 'no layer has vanished, exploded or died'
-    lines = [f"{r.layer}: {r.status} {_when(r)}" + (f', until step {r["last"]}' if r['last'] is not pd.NA else '') for _,r in changes[:most].iterrows()]
-    return '\n'.join([*lines, *([f'and {len(changes)-most} more'] if len(changes)>most else [])])
+    lines = []
+    for _,df in changes.groupby([changes['last'].notna(), 'status'], sort=False):
+        lines += [f"{r.layer}: {r.status} {_when(r)}" + ('' if r['last'] is pd.NA else f", until step {r['last']}") for _,r in df[:most].iterrows()]
+        if len(df)>most: lines[-1] += f', and {len(df)-most} more layers'
+    return '\n'.join(lines)
 
 def _loss_line(ax, loss):
     "The loss by step, on a log scale where it spans decades"
     ax.plot(range(1, len(loss)+1), loss, color='0.2', lw=1.5)
     log = min(loss)>0 and max(loss)>30*min(loss)
     ax.set(xlim=(0.5, len(loss)+0.5), ylabel='loss (log scale)' if log else 'loss', yscale='log' if log else 'linear')
+    ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
     ax.grid(alpha=0.25)
 
 def plot_watched(

@@ -163,7 +163,7 @@ def test_settings_name_every_experiment():
 def idx(path, a, name, zipped):
     path.mkdir(parents=True, exist_ok=True)
     b = bytes([0,0,8,a.ndim]) + np.array(a.shape, '>i4').tobytes() + a.astype(np.uint8).tobytes()
-    (gzip.open if zipped else open)(path/(name+('.gz' if zipped else '')), 'wb').write(b)
+    with (gzip.open if zipped else open)(path/(name+('.gz' if zipped else '')), 'wb') as f: f.write(b)
 
 @pytest.mark.parametrize('sub,zipped', [('',True), ('FashionMNIST/raw',False)])
 def test_fashion_mnist(sub, zipped, tmp_path):

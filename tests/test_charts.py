@@ -154,10 +154,10 @@ def test_lr_range():
     for (k,a),box in zip((('kaiming',.2),('lsuv',.5)), ax.containers):
         line,_,(bars,) = box
         assert box.get_label()==k and np.allclose(ys(line), [a+0.12+lr for lr in (0.001,0.01)])
-        for s,lr in zip(bars.get_segments(), (0.001,0.01)): assert np.allclose(s[:,1], [a+0.02+lr, a+0.22+lr])
+        for s,lr in zip(bars.get_segments(), (0.001,0.01)): assert np.allclose(np.asarray(s[:,1], float), [a+0.02+lr, a+0.22+lr])
     stars = [o for o in ax.get_lines() if o.get_marker()=='*']
     assert [round(o.get_xdata()[0], 3) for o in stars]==[0.01,0.01] and np.allclose([ys(o)[0] for o in stars], [.33,.63])
-    x = [np.asarray(c[0].get_xdata()) for c in ax.containers]
+    x = [np.asarray(c[0].get_xdata(), float) for c in ax.containers]
     assert (x[0]<x[1]).all() and np.allclose(x[1]/x[0], 1.03) and ax.get_xscale()=='log'
     assert [t.get_text() for t in ax.get_xticklabels()]==['0.001','0.01'] and 'after epoch 2' in ax.get_ylabel()
 
@@ -219,3 +219,13 @@ def test_an_open_chart_is_not_shown_twice():
 def test_svg_is_the_same_each_time():
     def draw(): return _svg(plot_init_stats(report([1.,2.]))[0].figure)
     assert draw()==draw() and draw().startswith('<svg style=')
+
+def test_rounding_noise_is_no_signal():
+    "After LSUV means of 1e-8 lie on the line at 0, and the line of the stds is not on the frame"
+    r = report([1.]*5)
+    r.df['mean'] = [1e-8,-2e-8,0.,3e-8,-1e-8]
+    mean,std = plot_init_stats(r)
+    assert mean.get_ylim()==(-0.1,0.1) and std.get_ylim()==(0,1.25)
+    r.df['mean'] = [0.3,-0.2,0.,0.1,0.]
+    mean,std = plot_init_stats(r)
+    assert 0.3<mean.get_ylim()[1]<0.4 and std.get_ylim()==(0,1.25)

@@ -38,7 +38,7 @@ def test_wheel_contents(wheel): assert {n for n in wheel.namelist() if '.dist-in
 def test_sdist_contents(dist):
     "What the wheel needs, no tests and no notebooks"
     with tarfile.open(next(dist.glob('*.tar.gz'))) as t: names = {n.partition('/')[2] for n in t.getnames() if t.getmember(n).isfile()}
-    assert {n for n in names if '.egg-info/' not in n}==MODULES | {'LICENSE','MANIFEST.in','PKG-INFO','README.md','pyproject.toml','setup.cfg'}
+    assert {n for n in names if '.egg-info/' not in n}==MODULES | {'LICENSE','MANIFEST.in','PKG-INFO','README.md','pyproject.toml','setup.cfg','setup.py'}
 
 def test_twine(dist): run('-m', 'twine', 'check', '--strict', *map(str, dist.iterdir()), cwd=dist)
 
@@ -63,13 +63,22 @@ def test_metadata(wheel):
     meta = Parser().parsestr(wheel.read(next(n for n in wheel.namelist() if n.endswith('METADATA'))).decode())
     import fastinit
     assert (meta['Name'], meta['Version'])==('fastai-fastinit', fastinit.__version__)
-    assert meta['License-Expression']=='Apache-2.0' and meta['Requires-Python']=='>=3.10'
+    assert meta['License-Expression']=='Apache-2.0' and meta['Requires-Python']=='>=3.11'
     deps = {re.split(r'[<>=;\[ ]', d)[0] for d in meta.get_all('Requires-Dist') if 'extra' not in d}
     assert deps=={'fastai','fastcore','fastprogress','matplotlib','numpy','pandas','scikit-learn','torch'}
     assert set(meta.get_all('Provides-Extra'))=={'bench','dev','docs','zoo'}
     assert any('Python :: 3.13' in c for c in meta.get_all('Classifier')) and '# fastinit' in meta.get_payload()
+    links = re.findall(r'\]\(([^)]+)', meta.get_payload()) + re.findall(r'src="([^"]+)"', meta.get_payload())
+    assert len(links)>10 and all(re.match('https?:|#', l) for l in links) # an index page has nothing beside it
     entry = wheel.read(next(n for n in wheel.namelist() if n.endswith('entry_points.txt'))).decode()
     assert 'fastinit-article = fastinit.article.command:main' in entry and 'fastinit = fastinit._modidx:d' in entry
+
+def test_lowest_versions():
+    "Those that are tested are those that are declared"
+    lines = (root/'setup.cfg').read_text().partition('install_requires =')[2].partition('[')[0].split()
+    declared = dict(l.split('>=') for l in lines)
+    tested = dict(l.split('==') for l in (root/'tools/lowest.txt').read_text().splitlines() if not l.startswith('#'))
+    assert declared.keys()==tested.keys() and all(f'{tested[n]}.'.startswith(f'{v}.') for n,v in declared.items())
 
 def files(path, *folders): return {f.relative_to(path):f.read_bytes() for d in folders for f in sorted((path/d).rglob('*')) if f.is_file() and '__pycache__' not in f.parts}
 

@@ -40,9 +40,9 @@ def is_leaf(
 def leaves(
     names:dict, # The `layer_names` of a model
 )->list: # Modules, in the order of definition
-    "The modules without children, as fastai's `flatten_model`; a parametrized layer is one, without its parametrizations, and a normalization with an activation in it."
-    norms = (_NormBase, nn.LayerNorm, nn.GroupNorm)
-    return [m for m,n in names.items() if (is_leaf(m) or isinstance(m, norms)) and 'parametrizations.' not in n]
+    "The modules without children, as fastai's `flatten_model`; a parametrized layer is one, without its parametrizations, and a layer or normalization with something in it, such as an activation or a quantizer."
+    known = (*affine_types, *recurrent_types, _NormBase, nn.LayerNorm, nn.GroupNorm)
+    return [m for m,n in names.items() if (is_leaf(m) or isinstance(m, known)) and 'parametrizations.' not in n]
 
 # %% ../nbs/01_layers.ipynb #a5d91f87
 def layer_names(
@@ -160,7 +160,7 @@ def zero_layers(
 )->set: # Names
     "Those whose weight, or gain, is zero throughout."
     ws = [(n,m.weight) for n,m in layers.items()] + [(n,p) for n,m in layers.items() if gains for k,p in m._parameters.items() if k not in ('weight','bias') and p is not None]
-    first = read_all(w.detach().flatten()[0] for _,w in ws) # rarely 0 in a layer that is not
+    first = read_all(w.detach().flatten()[0] if w.numel() else 0. for _,w in ws) # rarely 0 in a layer that is not
     return {n for (n,w),v in zip(ws, first) if v==0 and not w.any()}
 
 # %% ../nbs/01_layers.ipynb #496291b5

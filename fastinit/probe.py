@@ -75,11 +75,12 @@ def unmoved_rng()->Iterator[None]: # For `with`
 # %% ../nbs/03_probe.ipynb #202f9017
 def _tensor_back(t, depth):
     "A function that puts the values of `t` back"
-    if isinstance(t, nn.Parameter) or t.layout!=torch.strided or t.is_meta or not t.numel(): return
-    n = 1 + sum((k-1)*d for k,d in zip(t.shape, t.stride()))
-    memory = t.detach().as_strided((n,), (1,)) # of an expanded tensor too, whose values cannot be written
+    if isinstance(t, nn.Parameter) or t.layout!=torch.strided or t.is_meta: return
+    same,n = t.detach(),1 + sum((k-1)*d for k,d in zip(t.shape, t.stride())) if t.numel() else 0
+    memory = same.as_strided((n,), (1,)) # of an expanded tensor too, whose values cannot be written
     was = memory.clone()
     def _back():
+        if not t.is_set_to(same): t.data = same # resized, or somebody replaced its memory
         if not same_bits(memory, was): memory.copy_(was)
     return _back
 

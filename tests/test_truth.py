@@ -22,7 +22,7 @@ def measured(model, *xb, context=nullcontext):
     model,seen = copied(model),{}
     for n,m in model.named_modules():
         if isinstance(m, nn.modules.dropout._DropoutNd): m.eval()
-        if not list(m.children()) or isinstance(m, nn.MultiheadAttention):
+        if not list(m.children()) or m._parameters:
             def _keep(m, i, kw, o, n=n):
                 o = first_tensor(o)
                 if o is not None and o.numel()>1 and not torch._C._functorch.is_functorch_wrapped_tensor(o): seen.setdefault(n, []).append(o.detach().double().std().item())

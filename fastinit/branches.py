@@ -136,7 +136,7 @@ def _branches(model, xb):
     "The residual branches of `model`, from one forward pass of all of `xb`"
     names = layer_names(model)
     units = attention_units(names)
-    layers = {units.get(m, m):n for m,n in names.items() if isinstance(m, (*affine_types, nn.Embedding)) or m in units}
+    layers = {units.get(m, m):n for m,n in names.items() if is_affine(m) or isinstance(m, nn.Embedding) or m in units}
     norms = {m for m in names if isinstance(m, (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm))}
     graph,hooks = _Graph(layers, norms),[]
     with probing(model, *xb), require_grad(model, False), torch.enable_grad(), _no_checkpoints(): # so that the graph holds activations only

@@ -174,7 +174,7 @@ def lsuv_(
             pool.close()
             _add_steps(rows, fix.done)
             if not verify: said.append('the means and stds are predicted: verify=False leaves out the pass that measures them')
-            report = InitReport(partial(_lsuv_frame, rows), 'lsuv', std, [*said, *passes.notes, *call_notes(rows)]) # the table is made when it is looked at
+            report = InitReport(partial(_lsuv_frame, rows), 'lsuv', std, [*said, *passes.notes, *call_notes(rows), *(unknown_note(model) if todo.by_default else [])]) # the table is made when it is looked at
             report.at = at
             report.mark({**left, **{n:fix.left.get(n, 'not called') for n in scaled if n not in fix.done}})
             warn_left(report.left)

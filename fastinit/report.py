@@ -6,7 +6,7 @@ Docs: https://fastinit.github.io/fastinit/report.html.md"""
 
 # %% auto #0
 __all__ = ['VANISHING', 'EXPLODING', 'statuses', 'compact_columns', 'add_status', 'Status', 'InitReport', 'short_number',
-           'warn_left', 'judged', 'call_notes', 'frame', 'init_stats']
+           'warn_left', 'judged', 'call_notes', 'frame', 'unknown_note', 'init_stats']
 
 # %% ../nbs/06_report.ipynb #4be56f7d
 from fastai.basics import *
@@ -58,7 +58,7 @@ _forced = 'kept as they are; `force=True` initializes them all the same'
 #: Every status that a layer can have, the worst first
 statuses = {
     'not finite': Status('not finite', 'look for NaN or inf in the batch and the weights, and for values too large for a 16-bit dtype', '#f9c6c6'),
-    'dead': Status('dead', 'the output does not depend on the input: look for dead activations, silent branches or a zero input just before it', '#e4d4ee'),
+    'dead': Status('dead', 'the output does not depend on the input: look for dead activations or a zero input just before it, then initialize again', '#e4d4ee'),
     'exploding': Status('exploding', 'initialize with LSUV or Kaiming, or put a normalization layer after it', '#ffd9b8'),
     'vanishing': Status('vanishing', 'initialize with LSUV or Kaiming, or put a normalization layer after it', '#cfe3f7'),
     'loaded': Status('loaded', _forced),
@@ -232,6 +232,16 @@ def frame(
     return df
 
 # %% ../nbs/06_report.ipynb #dce3fdd1
+def unknown_note(
+    model:nn.Module, # Looked through, never called
+)->list: # One sentence, or none
+    "What an initialization passes over, as it does not know the type."
+    found = unknown_weights(model)
+    if not found: return []
+    types,by_hand = list(dict.fromkeys(t for t,_,_ in found.values())),not any(can for _,_,can in found.values())
+    todo = 'initialize them by hand' if by_hand else 'name them in `layers=`, or initialize them by hand'
+    return [f"{sum(n for _,n,_ in found.values())} weights in {len(found)} modules of unknown type ({', '.join(types[:4])}{', …' if len(types)>4 else ''}; first: {first(found)}) are not initialized: {todo}"]
+
 def init_stats(
     model:nn.Module, # Any model; left bit-identical
     *xb, # Its inputs: one batch

@@ -26,6 +26,7 @@ def fans(
     "How many inputs an output of `m` sums, and how many outputs an input reaches (Glorot & Bengio 2010); exact for grouped and transposed convolutions."
     w = m.weight
     taps = w[0,0].numel() if w.ndim>2 else 1
+    if is_transposed(m): return w.shape
     if isinstance(m, nn.Bilinear): return w.shape[1]*w.shape[2],w.shape[0]*w.shape[2]
     if isinstance(m, _ConvTransposeNd): return max(1, w.shape[0]//m.groups*taps/np.prod(m.stride)),w.shape[1]*taps
     return w.shape[1]*taps,w.shape[0]*taps//getattr(m, 'groups', 1)
@@ -243,6 +244,7 @@ def init_split(
         report = res if isinstance(res, InitReport) else init_stats(model, *xb, include_paramless=include_paramless)
         report.scheme = scheme_name(scheme)
         if not measures:
+            report.notes += unknown_note(model) if todo.by_default else []
             report.mark(todo.left)
             warn_left(todo.left)
     return report

@@ -377,3 +377,85 @@ def test_a_hand_written_rnn_is_no_residual_network():
     net,seq = Net(_forward, i=nn.Linear(30,16), h=nn.Linear(16,16), out=nn.Linear(16,5)),torch.randn(64,4,30)
     r = true(net, seq, f=lsuv_residual_)
     assert r['h']['std']>0.5 and 'silent' not in str(r)
+
+# Nothing said
+
+def test_conv1d_of_transformers():
+    from transformers.pytorch_utils import Conv1D
+    net = nn.Sequential(Conv1D(90, 30), nn.ReLU(), Conv1D(20, 90))
+    kaiming_(net)
+    assert abs(net[0].weight.std()-(2/30)**.5)<0.01 and abs(net[2].weight.std()-(2/90)**.5)<0.01
+    assert fans(net[0])==(30,90)
+    for center in (True,'channel'): all_ok(true(net, x, center=center), '0', '2')
+
+class GraphConv(nn.Module):
+    def __init__(self, i, o):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(i, o))
+    def forward(self, x): return x@self.weight
+
+class Experts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w1 = nn.Parameter(torch.randn(4, 30, 30))
+    def forward(self, x): return (x@self.w1).sum(0)
+
+def test_unknown_weights_are_named():
+    net = nn.Sequential(GraphConv(30,30), Experts(), nn.Linear(30,5))
+    for r in (true(net, x), init_(net, 'kaiming', x), init_(net, 'lsuv', x)):
+        assert '2 weights in 2 modules of unknown type (GraphConv, Experts; first: 0) are not initialized: name them in `layers=`' in str(r)
+    r = true(net, x, layers=(GraphConv, nn.Linear))
+    assert 'unknown type' not in str(r)
+    all_ok(r, '0', '2')
+
+def test_layers_made_in_the_forward():
+    class Late(nn.Module):
+        def forward(self, x):
+            if not hasattr(self, 'fc'): self.fc = nn.Linear(x.shape[1], 5)
+            return self.fc(x)
+    net = nn.Sequential(nn.Linear(30,30), Late())
+    r = lsuv_(net, x)
+    assert 'makes fc in its forward' in str(r) and not hasattr(net[1], 'fc')
+    net(x)
+    all_ok(true(net, x), '0', '1.fc')
+
+def test_remedies_fit_what_was_done():
+    net = nn.Sequential(nn.Linear(30,30), nn.LayerNorm(30), nn.Linear(30,5))
+    nn.init.constant_(net[1].weight, 1e-3)
+    assert 'initialize with LSUV or Kaiming' in init_stats(net, x).advice
+    r = lsuv_(net, x)
+    assert r['1'].status=='vanishing' and 'initialize with' not in r.advice
+    assert 'Kaiming' not in init_(net, 'kaiming', x).advice
+
+class OwnNorm(nn.Module):
+    def __init__(self, d):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(d))
+    def forward(self, x): return self.weight*x*torch.rsqrt(x.square().mean(-1, keepdim=True)+1e-6)
+
+@pytest.mark.parametrize('norm', [nn.RMSNorm, nn.LayerNorm, OwnNorm])
+def test_normalizations_start_variance_anew(norm):
+    net = nn.Sequential(nn.Linear(30,400), nn.ReLU(), norm(400), nn.Linear(400,400))
+    kaiming_(net, nonlinearity='auto')
+    assert abs(net[3].weight.std()*400**.5-1)<0.02
+
+# Messages
+
+def fails(error, match, f, *args, **kwargs):
+    with pytest.raises(error, match=match): f(*args, **kwargs)
+
+def test_messages():
+    from torch.utils.data import DataLoader
+    net,y = nn.Sequential(nn.Linear(30,30), nn.ReLU(), nn.Linear(30,5)),torch.zeros(64)
+    with Unchanged(net):
+        fails(InitError, 'without the targets', lsuv_, net, [x, y])
+        fails(InitError, 'without the targets', lsuv_, net, (x, y))
+        fails(InitError, r"batch\['x'\]", lsuv_, net, {'x':x})
+        fails(InitError, 'from_numpy', lsuv_, net, x.numpy())
+        fails(InitError, 'next', lsuv_, net, DataLoader([0]))
+        fails(InitError, 'leave out the targets', lsuv_, net, x, y)
+        fails(InitError, "on cpu: pass the batch there", lsuv_, net, x.to('meta'))
+        fails(InitError, "pre='kaiming'", lsuv_, net, 'kaiming')
+        fails(ValueError, 'near: 0, 2', lsuv_, net, x, layers='zzz')
+        fails(ValueError, 'chooses none; it has Linear', lsuv_, net, x, layers=[nn.Conv2d])
+        fails(KeyError, "no layer 'typo'", lambda: init_stats(net, x)['typo'])

@@ -4,10 +4,10 @@ THREADS ?= 1
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test zoo docs bench gpu readme prepare clean
+.PHONY: help demo test zoo docs bench gpu gpu-test mutants readme prepare clean
 
 help:  ## what there is to make
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
 
 .venv/pyvenv.cfg:
 	$(PYTHON) -m venv .venv
@@ -48,6 +48,12 @@ gpu: .venv/bench benchmarks/one_pass_cuda.csv  ## on a GPU: LSUV's time and memo
 
 benchmarks/one_pass_cuda.csv:
 	$(BIN)/python benchmarks/bench_one_pass.py --device cuda
+
+gpu-test: .venv/dev  ## on a GPU: LSUV, the schemes, the callback's life
+	$(BIN)/python -m pytest -m cuda
+
+mutants: .venv/dev  ## does a test notice when one place of a module is wrong? 15 places of each, drawn with a seed (some hours); N=…, MODULES='stats lsuv'
+	OMP_NUM_THREADS=1 $(BIN)/python tools/mutants.py $(MODULES) --n $(or $(N),15)
 
 readme: .venv/docs  ## README.md from nbs/index.ipynb
 	$(BIN)/python tools/readme.py

@@ -32,7 +32,8 @@ class GeneralReLU(nn.Module):
     def forward(self, x:Tensor)->Tensor:
         "`x` after ReLU, minus `sub`; of the same shape"
         x = F.leaky_relu(x, self.leak) - self.sub.to(x.dtype)
-        return x if self.maxv is None else x.clamp_max(self.maxv)
+        maxv = self.maxv # a name of its own, for TorchScript
+        return x if maxv is None else x.clamp_max(maxv)
 
     def extra_repr(self)->str:
         "What is printed of the module"
@@ -53,7 +54,8 @@ def is_activation(
     "Is `m` an elementwise activation, such as `nn.GELU` or a class of one's own?"
     if isinstance(m, GeneralReLU): return True
     if not is_leaf(m) or has_params(m) or isinstance(m, (_NormBase, nn.Identity, nn.modules.dropout._DropoutNd)): return False
-    z = torch.linspace(-3, 3, 36).view(1,4,3,3)
+    mine = next((o for o in [*m._buffers.values(), *vars(m).values()] if isinstance(o, Tensor)), None)
+    z = torch.linspace(-3, 3, 36, device='cpu' if mine is None else mine.device).view(1,4,3,3)
     mix = lambda t: t.flatten().roll(5).view_as(t)
     try: y,y_mixed,y_part = m(z.clone()),m(mix(z)),m(z[:,:2].clone())
     except Exception: return False # it wants another shape
@@ -77,6 +79,7 @@ def _second_moment(act, panels=np.arange(-12,12), n=24):
     "E[act(z)²] for z ~ N(0,1): Gauss–Legendre between whole numbers, where the usual activations have their kinks"
     x,w = np.polynomial.legendre.leggauss(n)
     z,w = (panels[:,None] + (x+1)/2).ravel(),np.tile(w/2, len(panels))
+    if isinstance(act, nn.Module): act = deepcopy(act).cpu().double() # it may be on a device that has no double
     y = to_np(act(torch.from_numpy(z.copy())).double())
     return (w * y**2 * np.exp(-z**2/2)).sum() / math.sqrt(2*math.pi)
 
@@ -91,12 +94,13 @@ def act_gain(
     if isinstance(act, str): act = _named_act('leaky_relu' if act=='relu' else act, a)
     slope = {nn.ReLU:0., nn.Identity:1.}.get(type(act))
     if isinstance(act, nn.LeakyReLU): slope = act.negative_slope
+    if isinstance(act, nn.PReLU): slope = act.weight.float().square().mean().sqrt().item() # perhaps one a channel
     if isinstance(act, partial) and act.func is F.leaky_relu: slope = act.keywords.get('negative_slope', 0.01)
     if act in (F.relu, torch.relu): slope = 0.
     if slope is not None: return math.sqrt(2/(1+slope**2)) # exact
     m2 = _second_moment(act)
     if not (math.isfinite(m2) and m2>0): raise ValueError(f'{nonlinearity}: E[act(z)²] is {m2}, so it has no gain')
-    return m2**-0.5
+    return float(m2**-0.5)
 
 # %% ../nbs/02_acts.ipynb #1a468212
 class _Tracer(torch.fx.Tracer):
@@ -104,7 +108,7 @@ class _Tracer(torch.fx.Tracer):
 
 def _node_act(node, mods):
     "The activation that `node` of an fx graph computes, or None"
-    if node.op=='call_module': return mods[node.target] if is_activation(mods[node.target]) else None
+    if node.op=='call_module': return m if is_activation(m := mods[node.target]) or isinstance(m, nn.PReLU) else None
     f = getattr(Tensor, node.target, None) if node.op=='call_method' else node.target if node.op=='call_function' else None
     if not callable(f) or f not in act_funcs: return None
     return lambda z: f(z, *node.args[1:], **node.kwargs)

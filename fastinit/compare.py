@@ -22,6 +22,7 @@ from .report import *
 from .schemes import *
 from .plot import *
 from .watch import *
+from .batch import *
 from .callback import *
 
 # %% ../nbs/15_compare.ipynb #13e8c804
@@ -53,7 +54,7 @@ def _compare_on_a_batch(learn, inits, layers, include_paramless, shown):
 
 # %% ../nbs/15_compare.ipynb #9f95c0b6
 _shows = {f'fastai.callback.{o}' for o in 'hook progress tracker schedule tensorboard wandb comet neptune captum azureml'.split()}
-_of_a_fit = {'lock','opt','loss','loss_grad','pred','xb','yb','dl','cbs','dls','_metrics'}
+_of_a_fit = {'lock','opt','loss','loss_grad','smooth_loss','final_record','pred','xb','yb','dl','cbs','dls','_metrics'}
 
 def _takes_part(cb):
     "Does `cb` have a part in a training step?"
@@ -64,6 +65,12 @@ def _fresh(dl):
     if hasattr(dl, 'new'): return dl.new()
     return deepcopy(dl, {id(dl.dataset): dl.dataset}) if isinstance(dl, torch.utils.data.DataLoader) else dl
 
+def _with_own_lists(o):
+    "A shallow copy of an `Accelerator`, of which a process has one; it keeps what it prepares in lists"
+    new = copy(o)
+    vars(new).update({k:list(v) for k,v in vars(o).items() if isinstance(v, list)})
+    return new
+
 def _copied(learn):
     "A Learner that trains as `learn` would, and has nothing in common with it but the data"
     new,cbs = object.__new__(type(learn)),list(learn.cbs.filter(_takes_part))
@@ -71,7 +78,7 @@ def _copied(learn):
     memo = {id(learn): new, id(learn.dls): learn.dls}
     for m in learn.model.modules(): # computed from a parameter, as by weight norm: no leaf, which torch does not copy
         memo.update({id(v): v.detach().clone() for v in vars(m).values() if isinstance(v, Tensor) and v.grad_fn is not None})
-    memo.update({id(v): v for cb in cbs for v in vars(cb).values() if type(v).__module__.startswith('accelerate.')}) # one a process
+    memo.update({id(v): _with_own_lists(v) for cb in cbs for v in vars(cb).values() if type(v).__module__.startswith('accelerate.')})
     state,cbs = deepcopy((state, cbs), memo)
     dls = copy(learn.dls)
     dls.loaders = [_fresh(dls.train), *dls.loaders[1:]]
@@ -81,9 +88,7 @@ def _copied(learn):
 class _Steps(Callback):
     "End the fit after `n` training steps, without validation, and keep the loss of each"
     order = 200 # after all others
-    def __init__(self, n, seed, tick): self.n,self.seed,self.tick,self.losses = n,seed,tick,[]
-    def before_train(self):
-        if not self.losses: set_seed(self.seed) # the same batches and dropout, whatever the initialization drew
+    def __init__(self, n, tick): self.n,self.tick,self.losses = n,tick,[]
     def before_validate(self): raise CancelValidException
     def after_batch(self):
         if not self.training: return
@@ -93,15 +98,14 @@ class _Steps(Callback):
 
 def _one_training(learn, cb, lr, steps, seed, tick):
     "(report before, report after, losses) of a copy of `learn` that `cb` initializes"
-    seed += 1000*rank_distrib() # each process has data of its own
-    set_seed(seed)
-    new,course = _copied(learn),_Steps(steps, seed, tick)
+    set_seed(seed + 1000*rank_distrib()) # of data and dropout too: an initialization leaves the random state where it was
+    new,course = _copied(learn),_Steps(steps, tick)
     new.add_cbs([cb, course])
     new.fit(steps, lr)
     losses = [float(o) for o in read_all(course.losses)] + [math.nan]*(steps-len(course.losses))
     pool = Pool(new.model)
     if pool.size>1: losses = np.mean(pool.gather(torch.tensor(losses, device=pool.device)), 0).tolist()
-    return cb.report,init_stats(new.model, *agreed_batch(new), include_paramless=cb.include_paramless),losses
+    return cb.report,init_stats(new.model, *first_batch(new), include_paramless=cb.include_paramless),losses
 
 # %% ../nbs/15_compare.ipynb #1e56aeca
 class InitComparison(dict):

@@ -112,9 +112,14 @@ def check_model(
 # %% ../nbs/01_layers.ipynb #91b35f74
 class Layers(dict):
     "Dotted name → module: the layers to initialize. As `layers=` of a scheme it stands for just these, frozen or not; `left` says why others are left alone."
-    def __init__(self, layers:dict, left:dict, by_default:bool=False):
+    def __init__(self,
+        layers:dict, # Dotted name → module
+        left:dict, # Dotted name → reason
+        kept:Iterable=(), # Ids of further parameters that a scheme must leave as they are
+        by_default:bool=False, # Did nobody choose?
+    ):
         super().__init__(layers)
-        self.left,self.by_default = left,by_default # did nobody choose?
+        self.left,self.kept,self.by_default = left,set(kept),by_default
 
 def _chooser(layers):
     "`layers`, in any of its forms, as a predicate on (name, module)"
@@ -222,7 +227,10 @@ def split_layers(
     skip = skip or {}
     left = {n:r for n,m in ls.items() if (r := skip.get(n) or _reason(m, force, tied))}
     left.update(dict.fromkeys(zero_layers({n:m for n,m in ls.items() if n not in left and not isinstance(m, recurrent_types)}), 'zero'))
-    return Layers({n:m for n,m in ls.items() if n not in left}, left, layers is None),left
+    todo = {n:m for n,m in ls.items() if n not in left}
+    mine = {id(p) for m in todo.values() for p in m.parameters()}
+    kept = {id(p) for m in names for p in m._parameters.values() if p is not None and (layers is not None or not (force or p.requires_grad))}
+    return Layers(todo, left, kept-mine, layers is None),left
 
 # %% ../nbs/01_layers.ipynb #854491f8
 def init_layers(

@@ -37,9 +37,9 @@ def _number(v): return 0. if v is None else v.mean() if isinstance(v, Tensor) an
 
 def _add_steps(rows, done):
     "The columns that LSUV adds to a report"
-    vals = read_all(_number(v) for s in done.values() for v in (s.mean_before, s.std_before, s.change.scale, s.change.shift))
-    by_name = {n:dict(zip(_lsuv_cols, vals[4*i:])) for i,n in enumerate(done)}
-    for r in rows: r.update(by_name.get(r['layer'], {}))
+    for r in rows:
+        if (s := done.get(r['layer'])) is None: continue
+        r.update(zip(_lsuv_cols, map(_number, (s.mean_before, s.std_before, s.change.scale, s.change.shift))))
 
 def _lsuv_frame(rows):
     target = ['target'] if any('target' in r for r in rows) else []
@@ -168,11 +168,13 @@ def lsuv_(
         new_stats = partial(AfterActivation, model, scaled, acts) if at=='activation' else partial(LayerStats, model, include_paramless)
         with all_or_nothing(params) as saved, unmoved_rng():
             passes = _Passes(model, xb, fix, saved, new_stats, params, pool, tol)
-            if pre is not None and todo: get_scheme(pre)(model, layers=todo)
+            if pre is not None and todo: run_scheme(pre, model, todo, *xb)
             pool.share(params)
             rows = _corrected(passes, verify)
             pool.close()
             _add_steps(rows, fix.done)
+            numbers = [m for m in acts if center and not isinstance(m, GeneralReLU) and isinstance(getattr(m, 'sub', None), (int,float))]
+            if numbers: said.append(f'{len(numbers)} {type(numbers[0]).__name__} subtract a plain number, which stays as it is: their mean is not brought to 0, as that of a GeneralReLU is')
             if not verify: said.append('the means and stds are predicted: verify=False leaves out the pass that measures them')
             report = InitReport(partial(_lsuv_frame, rows), 'lsuv', std, [*said, *passes.notes, *call_notes(rows), *(unknown_note(model) if todo.by_default else [])]) # the table is made when it is looked at
             report.at = at

@@ -30,7 +30,7 @@ def scheme_colors(
     "A colour for each scheme that colour-blind people can tell from the others."
     res = {n:_known[n] for n in names if n in _known}
     rest = [c for c in _palette if c not in res.values()] or _palette
-    return {n:res.get(n) or rest.pop(0) if rest else _palette[-1] for n in names}
+    return {n:res.get(n) or (rest.pop(0) if rest else _palette[-1]) for n in names}
 
 # %% ../nbs/12_plot.ipynb #d7e2ef89
 def _ticks(ax, names, most=24):

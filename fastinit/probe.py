@@ -30,6 +30,10 @@ def same_bits(
     "Are the values of `a` and `b` the same?"
     return torch.equal(a, b) or bool(((a==b) | (a!=a) & (b!=b)).all())
 
+def _put_back(t, was):
+    "Give `t` the values `was`; on a device even where they are there, as looking would mean waiting for it"
+    if not (t.is_cpu and same_bits(t, was)): t.data.copy_(was)
+
 def _touches(p, groups): return any(shares_memory(p, o) for o in groups.get(memory_of(p), ()))
 
 class Saved:
@@ -46,7 +50,7 @@ class Saved:
         for p,data,was in self.values:
             if _touches(p, kept) or wanted is not None and not _touches(p, wanted): continue
             if not p.is_set_to(data): p.data = data # somebody replaced it
-            if not same_bits(p, was): p.copy_(was)
+            _put_back(p, was)
 
 @contextmanager
 def all_or_nothing(
@@ -62,15 +66,23 @@ def all_or_nothing(
     if not keep: saved.restore()
 
 # %% ../nbs/03_probe.ipynb #4daeb48f
+def _device_rngs():
+    "(Getter, setter) of the random state of each kind of device in use; others have none yet, and asking for it would start them"
+    kinds = {'cuda'}
+    if torch.accelerator.is_available(): kinds.add(torch.accelerator.current_accelerator().type)
+    for m in [getattr(torch, k) for k in sorted(kinds)]:
+        if not getattr(m, 'is_initialized', lambda: True)(): continue
+        each = '_all' if hasattr(m, 'get_rng_state_all') else '' # of several devices
+        yield getattr(m, f'get_rng_state{each}'),getattr(m, f'set_rng_state{each}')
+
 @contextmanager
 def unmoved_rng()->Iterator[None]: # For `with`
-    "Leave the random number generators of Python, NumPy and torch where they are."
-    py,arrays,cpu = random.getstate(),np.random.get_state(),torch.get_rng_state()
-    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [] # else there is no state yet, and asking for it would start CUDA
+    "Leave the random number generators of Python, NumPy and torch, on every device, where they are."
+    rngs:list = [(random.getstate,random.setstate), (np.random.get_state,np.random.set_state), (torch.get_rng_state,torch.set_rng_state), *_device_rngs()]
+    backs = [partial(put, get()) for get,put in rngs]
     try: yield
     finally:
-        random.setstate(py); np.random.set_state(arrays); torch.set_rng_state(cpu)
-        if gpus: torch.cuda.set_rng_state_all(gpus)
+        for back in backs: back()
 
 # %% ../nbs/03_probe.ipynb #202f9017
 def _tensor_back(t, depth):
@@ -81,7 +93,7 @@ def _tensor_back(t, depth):
     was = memory.clone()
     def _back():
         if not t.is_set_to(same): t.data = same # resized, or somebody replaced its memory
-        if not same_bits(memory, was): memory.copy_(was)
+        _put_back(memory, was)
     return _back
 
 def _array_back(a, depth):

@@ -113,8 +113,9 @@ class InitReport:
         "Say of layers why they were left alone; adds a row for one that was not called"
         self.left.update(why)
         if why:
-            df = self.df.set_index('layer').astype({c:object for c in ('type','shape','status')})
-            for n,r in why.items(): df.loc[n,'status'] = r
+            df = self.df.set_index('layer')
+            df = df.reindex([*df.index, *(n for n in why if n not in df.index)]).astype(dict(status=object)) # an empty table has numbers only
+            df.loc[list(why),'status'] = list(why.values())
             self.df = df.reset_index()
         return self
 
@@ -223,13 +224,15 @@ def call_notes(
 
 # %% ../nbs/06_report.ipynb #97d1fe82
 def frame(
-    rows:list, # As `judged` gives them, perhaps with further columns
+    rows:list, # As `judged` gives them, perhaps with further columns, not yet read from the device
     *cols:str, # The further columns
 )->pd.DataFrame: # One row a layer
     "The table of an `InitReport`."
-    df = pd.DataFrame({k:[r.get(k, math.nan) for r in rows] for k in ('layer','type','shape','mean','std','status',*cols)})
-    df.insert(5, 'near_zero', read_all(near_zero(r['sample']) for r in rows))
-    return df
+    read = read_all([*(near_zero(r['sample']) for r in rows), *(r.get(k, math.nan) for k in cols for r in rows)])
+    columns = [read[i*len(rows):][:len(rows)] for i in range(len(cols)+1)]
+    df = pd.DataFrame({k:[r[k] for r in rows] for k in ('layer','type','shape','mean','std','status')})
+    df.insert(5, 'near_zero', columns[0])
+    return df.assign(**dict(zip(cols, columns[1:])))
 
 # %% ../nbs/06_report.ipynb #dce3fdd1
 def unknown_note(

@@ -6,7 +6,7 @@ Docs: https://fastinit.github.io/fastinit/schemes.html.md"""
 
 # %% auto #0
 __all__ = ['schemes', 'fans', 'recurrent_', 'kaiming_', 'xavier_', 'orthogonal_', 'normal_', 'default_', 'get_scheme',
-           'scheme_name', 'check_scheme', 'init_split', 'init_']
+           'scheme_name', 'check_scheme', 'run_scheme', 'init_split', 'init_']
 
 # %% ../nbs/07_schemes.ipynb #ef529a6d
 from fastai.basics import *
@@ -223,6 +223,23 @@ def check_scheme(
     getattr(inner, 'check', noop)(**{**given, **options})
 
 # %% ../nbs/07_schemes.ipynb #2a14d225
+def _is_ours(f): return getattr(getattr(f, 'func', f), '__module__', '').startswith('fastinit.') # it leaves the others alone by itself
+
+def run_scheme(
+    scheme:str|Callable, # A name in `schemes`, or a function of `(model)` or `(model, *xb)`
+    model:nn.Module, # Changed in place
+    todo:Layers, # The layers to initialize, and what is left alone
+    *xb, # One batch of the model's inputs
+    **kwargs # Passed to the scheme
+)->Any: # What the scheme returns
+    "Run `scheme`; whatever it does, what `todo` leaves alone is then bit-identical."
+    f = get_scheme(scheme)
+    if _takes(f, 'layers'): kwargs['layers'] = todo
+    mods = {n:m for m,n in layer_names(model).items()}
+    kept = todo.kept | {id(p) for n in todo.left for p in mods[n].parameters()}
+    with all_or_nothing([p for p in model.parameters() if id(p) in kept and not _is_ours(f)], keep=False):
+        return f(model, *xb, **kwargs) if _takes_batch(f) else f(model, **kwargs)
+
 def init_split(
     model:nn.Module, # Changed in place; on any error bit-identical to before
     scheme:str|Callable, # A name in `schemes`, or a function of `(model)` or `(model, *xb)`
@@ -235,12 +252,9 @@ def init_split(
     f = get_scheme(scheme)
     measures = _takes(f, 'include_paramless') # as LSUV: it is all or nothing, and says what it left alone, by itself
     if measures: kwargs['include_paramless'] = include_paramless
-    if _takes(f, 'layers'): kwargs['layers'] = todo
-    mods = {n:m for m,n in layer_names(model).items()}
-    kept = [] if _takes(f, 'layers') else [p for n in todo.left for p in mods[n].parameters()]
-    run = partial(f, model, *xb) if _takes_batch(f) else partial(f, model)
+    runs = todo or measures or not _takes(f, 'layers') # which may know other layers
     with all_or_nothing([] if measures else model.parameters()):
-        with unmoved_rng(), all_or_nothing(kept, keep=False): res = run(**kwargs) if todo or measures else None
+        with unmoved_rng(): res = run_scheme(f, model, todo, *xb, **kwargs) if runs else None
         report = res if isinstance(res, InitReport) else init_stats(model, *xb, include_paramless=include_paramless)
         report.scheme = scheme_name(scheme)
         if not measures:

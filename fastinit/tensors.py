@@ -88,15 +88,16 @@ def sample_values(
 
 # %% ../nbs/00_tensors.ipynb #97d2490f
 def read_all(
-    ts:Iterable, # Numbers, or tensors of one shape on any devices
+    ts:Iterable, # Numbers, or tensors of one shape on any devices and of any dtypes
 )->list: # Their values
-    "Read many small tensors with one synchronisation of the device; of complex ones the absolute value."
-    ts = [abs(t) if isinstance(t, complex) or isinstance(t, Tensor) and t.is_complex() else t for t in ts]
-    if not any(isinstance(t, Tensor) for t in ts): return ts
-    if len({(t.device,t.dtype) if isinstance(t, Tensor) else None for t in ts})>1:
-        device = next(t.device for t in ts if isinstance(t, Tensor))
-        ts = [torch.as_tensor(t, device=device, dtype=torch.double) for t in ts]
-    return torch.stack(ts).tolist()
+    "Read many small tensors with one synchronisation for each device and dtype; of complex ones the absolute value."
+    res = [abs(t) if isinstance(t, complex) or isinstance(t, Tensor) and t.is_complex() else t for t in ts]
+    alike = {}
+    for i,t in enumerate(res):
+        if isinstance(t, Tensor): alike.setdefault((t.device,t.dtype), {})[i] = t
+    for some in alike.values(): # on a device nothing is converted: it may have no double
+        for i,v in zip(some, torch.stack(list(some.values())).tolist()): res[i] = v
+    return res
 
 # %% ../nbs/00_tensors.ipynb #9435e822
 def memory_of(

@@ -39,8 +39,8 @@ class _StepStats(LayerStats):
         self._remove()
 
     def hook(self, m, i, o):
-        if not self.step and not _in_a_batch(): return self.end()
         o,n = first_tensor(o),self.names.get(m)
+        if (not self.step or n in self.step) and not _in_a_batch(): return self.end()
         if n is None or n in self.step or not torch.is_grad_enabled() or not has_moments(o) or not o.numel(): return
         with torch._C.DisableTorchFunction():
             v = o.detach()
@@ -133,27 +133,25 @@ class Watched:
         "One column of the table, layer × step"
         return self.df.pivot(index='layer', columns='step', values=col).reindex(list(self.layers))
 
-# %% ../nbs/13_watch.ipynb #9225f67f
+# %% ../nbs/13_watch.ipynb #1dbede34
 _verbs = {'not finite':'gone to NaN or inf', 'dead':'died', 'exploding':'exploded', 'vanishing':'vanished'}
 
-def _spell(status, end):
-    "The first of the steps up to `end`, counted from 1, without one that was well in between"
-    well = [i for i,o in enumerate(status[:end]) if o not in _verbs]
-    return (well[-1] if well else -1)+2
-
 def _layer_changes(status):
-    "(status, first step, last step if it is over) of what is wrong with one layer, whose status is given step by step"
-    if status[-1] in _verbs and not (status[0]=='zero' and status[-1]=='vanishing'): yield status[-1],_spell(status, len(status)),None
-    burst = next((i for i,o in enumerate(status) if o in ('exploding','not finite')), None)
-    if burst is None or status[-1] in ('exploding','not finite'): return
-    over = next(i for i,o in enumerate(status) if i>burst and o not in ('exploding','not finite'))
-    yield status[burst],burst+1,over
+    "(status, first step, last step if it is over) of what is wrong with one layer, from its status by step"
+    steps,status = list(status),list(status.values())
+    well = [i for i,o in enumerate(status) if o not in _verbs]
+    if status[-1] in _verbs and not (status[0]=='zero' and status[-1]=='vanishing'): yield status[-1],steps[well[-1]+1 if well else 0],None
+    burst = [i for i,o in enumerate(status) if o in ('exploding','not finite')]
+    if not burst or status[-1] in ('exploding','not finite'): return
+    over = next(i for i in range(burst[0], len(status)) if i not in burst)
+    yield status[burst[0]],steps[burst[0]],steps[over-1]
 
 @patch(as_prop=True)
 def changes(self:Watched)->pd.DataFrame: # layer, status, first: the step at which that began (1: from the start), last: at which it ended, if it did
     "What went wrong in which layer, and when; first what still is at the last step, the worst kind first, then the earliest"
-    steps = {n:[o for o in s if isinstance(o, str)] for n,s in zip(self.layers, self.grid('status').to_numpy().tolist())} # where it was called
-    res = [(n,kind,start,end) for n,s in steps.items() if s for kind,start,end in _layer_changes(s)]
+    of = {n:{} for n in self.layers}
+    for step,n,status in zip(self.df.step.tolist(), self.df.layer, self.df.status): of[n][step] = status # of the steps in which it was called
+    res = [(n,kind,start,end) for n,s in of.items() if s for kind,start,end in _layer_changes(s)]
     res.sort(key=lambda o: (o[3] is not None, list(_verbs).index(o[1]), o[2]))
     return pd.DataFrame(res, columns=['layer','status','first','last']).astype(dict(last='Int64'))
 
@@ -280,7 +278,9 @@ class WatchCallback(Callback):
 
     def after_loss(self)->None:
         "Mixed precision and accumulation multiply the loss after this: see by how much, to take it out of the gradients"
-        if self.on and self.learn.loss_grad.requires_grad: self.learn.loss_grad.register_hook(lambda g: setattr(self.step_stats, 'scale', g.detach().sum()))
+        if not self.on or not self.learn.loss_grad.requires_grad: return
+        self.learn.loss_grad.register_hook(lambda g: setattr(self.step_stats, 'scale', g.detach().sum()))
+        self.learn.loss_grad = self.learn.loss_grad.clone() # which others change in place
 
     def after_batch(self)->None:
         "Keep what was recorded"

@@ -54,7 +54,7 @@ def work(rank, size, folder):
     "All that one process does, for it takes long to start"
     with group(rank, size, folder):
         res = dict(calls={c:try_lsuv(rank, size, c) for c in (['fine', 'channel', *FAULTS, 'acts'] if size==2 else ['fine', 'channel'])})
-        if size==2: res.update(shards={k:try_sharded(k, size) for k in SHARDED}, fits=try_fits(rank, size))
+        if size==2: res.update(shards={k:try_sharded(k, size) for k in SHARDED}, fits=try_fits(rank, size), watch=try_watch(rank))
         torch.save(res, f'{folder}/{rank}.pt')
 
 @pytest.fixture(scope='module')
@@ -159,6 +159,72 @@ def test_learner_all_raise(two, case, mine):
     assert 'process 1 failed' in a['error'] and mine in b['error'], (a['error'], b['error'])
     assert a['same'] and b['same'] and not a['done'] and not b['done']
     assert max(a['seconds'], b['seconds'])<LIMIT/2
+
+# The first steps watched, and trainings compared
+
+class Keep(Callback):
+    "What the first and third layer give in each training step, and the gradient there"
+    order = 95
+    def __init__(self): self.steps,self.handles = [],[]
+    def before_batch(self):
+        if not self.training: return
+        step = {}
+        def _keep(k, m, i, o):
+            step[k] = o.detach().double()
+            o.register_hook(lambda g: step.update({f'{k} grad':g.double()}))
+        m = self.model.module
+        self.handles = [m[k].register_forward_hook(lambda m,i,o,k=k: _keep(k, m, i, o)) for k in (0,2)]
+        self.steps.append(step)
+    def after_batch(self):
+        for h in self.handles: h.remove()
+        self.handles = []
+        if self.training: self.steps[-1]['loss'] = float(self.learn.loss)
+
+def try_watch(rank):
+    import matplotlib
+    matplotlib.use('agg')
+    import matplotlib.pyplot as plt
+    def start(*cbs):
+        set_seed(rank)
+        return Learner(data(rank), make(), loss_func=CrossEntropyLossFlat(), cbs=cbs)
+    learn,res = start(Keep(), KaimingCallback(watch=3)),{}
+    with learn.distrib_ctx(sync_bn=False, cpu=True), learn.no_bar(), learn.no_logging(): learn.fit(2, 1e-2)
+    w = learn.watch.watched
+    res.update(df=w.df, loss=w.loss, mine=learn.keep.steps, hooks=sum(len(m._forward_hooks) for m in learn.model.modules()))
+    learn = start()
+    before = {k:v.clone() for k,v in learn.model.state_dict().items()}
+    plt.close('all')
+    with learn.distrib_ctx(sync_bn=False, cpu=True), learn.no_bar(), learn.no_logging():
+        rng = torch.get_rng_state()
+        c = learn.compare_inits(['default','lsuv'], steps=3, lr=1e-2, seeds=2)
+        res.update(losses=c.losses, best=c.best, figures=len(plt.get_fignums()), same=all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items()),
+                   rng=torch.equal(rng, torch.get_rng_state()), stds=c['lsuv'].df['std'].tolist())
+        learn.fit(1, 1e-2) # and training goes on
+    res['end'] = learn.model.state_dict()
+    return res
+
+def test_watched_by_all(two):
+    "Every process has the statistics of the whole batch, which are those of plain hooks"
+    a,b = (r['watch'] for r in two)
+    assert a['df'].equals(b['df']) and a['loss']==b['loss'] and a['hooks']==b['hooks']==0
+    df = a['df'].set_index(['step','layer'])
+    assert df.index.get_level_values(0).max()==3
+    for i in range(3):
+        p,q = a['mine'][i],b['mine'][i]
+        assert a['loss'][i]==pytest.approx((p['loss']+q['loss'])/2, rel=1e-6)
+        for k in (0,2):
+            o,row = torch.cat([p[k],q[k]]),df.loc[(i+1, str(k))]
+            grad = (p[f'{k} grad'].var()/2 + q[f'{k} grad'].var()/2).sqrt().item()
+            assert row['mean']==pytest.approx(o.mean().item(), abs=1e-5) and row['std']==pytest.approx(o.std().item(), rel=1e-5)
+            assert row.near_zero==pytest.approx((o<=0.05).double().mean().item(), abs=1e-6) and row.grad_std==pytest.approx(grad, rel=1e-4)
+
+def test_compared_by_all(two):
+    "The same losses everywhere, a chart on the first process only, and the model as it was; training goes on in step"
+    a,b = (r['watch'] for r in two)
+    assert a['losses'].equals(b['losses']) and a['best']==b['best'] and len(a['losses'])==2*2*3 and a['losses'].loss.notna().all()
+    assert (a['figures'],b['figures'])==(2,0) and a['same'] and b['same'] and a['rng'] and b['rng']
+    assert a['stds']==b['stds']
+    assert all(torch.equal(v, b['end'][k]) for k,v in a['end'].items() if k.endswith(('weight','bias')))
 
 # Sharded parameters
 

@@ -559,14 +559,14 @@ def test_several_inputs():
     with learn.no_logging(): learn.fit(1, 0.)
     assert (learn.lsuv.report.df['std']-1).abs().max()<1e-5
 
-@pytest.mark.parametrize('n,bs,match', [(0,16,'gives no batch'), (4,16,'gives no batch'), (1,1,'one item')])
-def test_too_little_data(n, bs, match):
+@pytest.mark.parametrize('n,bs', [(0,16), (4,16)])
+def test_too_little_data(n, bs):
     ds = [(torch.randn(12), torch.tensor(0)) for _ in range(n)]
     dls = DataLoaders(DataLoader(ds, bs=bs, drop_last=bs>1, shuffle=True), DataLoader(ds, bs=bs))
     for act in (lambda l: l.fit(1), lambda l: l.init_report(), lambda l: l.compare_inits()):
         learn = quiet(learner(dls, cbs=LSUVCallback()))
         before = weights(learn)
-        with learn.no_logging(), pytest.raises(ValueError, match=match): act(learn)
+        with learn.no_logging(), pytest.raises(ValueError, match='gives no batch'): act(learn)
         assert same(before, weights(learn))
 
 def test_unbuilt():

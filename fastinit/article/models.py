@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from ..acts import *
 from ..report import *
 from ..schemes import *
+from ..batch import first_batch
 from ..callback import *
 
 # %% ../../nbs/21_article_models.ipynb #182ec397

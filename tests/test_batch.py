@@ -1,0 +1,277 @@
+"Initialized on what training gives the model, and the data, their order and the random state as they are without it."
+import random, warnings
+import numpy as np, pytest, torch
+from torch import nn
+from torch.utils.data import BatchSampler, DataLoader as TorchLoader, IterableDataset, RandomSampler, Sampler, TensorDataset, WeightedRandomSampler
+from fastai.vision.all import Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, MixUp, set_seed
+from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.progress import ProgressCallback
+from fastai.callback.schedule import *
+from fastai.learner import before_batch_cb
+from fastinit.all import *
+
+X = torch.randn(64, 12, generator=torch.Generator().manual_seed(3))*40 + 100
+Y = (X[:,0]>100).long()
+DS = TensorDataset(X, Y)
+
+def net(): return nn.Sequential(nn.Linear(12,24), nn.ReLU(), nn.Linear(24,24), nn.ReLU(), nn.Linear(24,2))
+def learner(train=None, model=None, cbs=None, **kwargs):
+    set_seed(7)
+    train = DataLoader(DS, bs=16, shuffle=True) if train is None else train
+    dls = DataLoaders(train, DataLoader(DS, bs=16))
+    return Learner(dls, model or net(), loss_func=CrossEntropyLossFlat(), cbs=cbs, **kwargs).remove_cb(ProgressCallback)
+def fit(learn, *args, **kwargs):
+    with learn.no_logging(): learn.fit(*args, **kwargs)
+@pytest.fixture(autouse=True)
+def _quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        yield
+
+class First(Callback):
+    "What each linear layer gives in the first training batch, seen by hooks of its own; and all batches"
+    order,changes_batch = 2000,False
+    def __init__(self): self.xs,self.stds,self.calls = [],{},0
+    def before_batch(self):
+        if not self.training: return
+        self.xs.append(self.x.clone() if isinstance(self.x, torch.Tensor) else None)
+        if self.stds: return
+        hooks = [m.register_forward_hook(lambda m,i,o,n=n: self.stds.update({n:o.detach().float().std().item()})) for n,m in self.model.named_modules() if isinstance(m, nn.Linear)]
+        self.hooks = hooks + [self.model.register_forward_hook(lambda *_: setattr(self, 'calls', self.calls+1))]
+    def after_pred(self):
+        for h in getattr(self, 'hooks', []): h.remove()
+        self.hooks = []
+
+# The data stay as they are
+
+class Stream(IterableDataset):
+    "A source that can be read once"
+    def __init__(self, once=True): self.items,self.once = list(zip(X, Y)),once
+    def __len__(self): return 64
+    def __iter__(self):
+        if not self.once: return iter(self.items)
+        if not hasattr(self, 'source'): self.source = iter(self.items*4)
+        return (next(self.source) for _ in range(64))
+class OwnSampler(Sampler):
+    def __init__(self): self.rng = np.random.default_rng(0)
+    def __len__(self): return 64
+    def __iter__(self): return iter(self.rng.permutation(64).tolist())
+class Noisy(torch.utils.data.Dataset):
+    "Draws from a generator of its own and from the global one, and counts"
+    def __init__(self): self.rng,self.calls = np.random.default_rng(0),0
+    def __len__(self): return 64
+    def __getitem__(self, i):
+        self.calls += 1
+        return X[i]+self.rng.normal()+torch.rand(1)*random.random(),Y[i]
+
+def gen(): return torch.Generator().manual_seed(1)
+LOADERS = dict(
+    fastai=lambda: DataLoader(DS, bs=16, shuffle=True), fastai_workers=lambda: DataLoader(DS, bs=16, shuffle=True, num_workers=2),
+    fastai_stream=lambda: DataLoader(Stream(), bs=16, n=64), fastai_noisy=lambda: DataLoader(Noisy(), bs=16, shuffle=True),
+    torch=lambda: TorchLoader(DS, 16, shuffle=True), torch_noisy=lambda: TorchLoader(Noisy(), 16, shuffle=True), torch_workers=lambda: TorchLoader(DS, 16, shuffle=True, num_workers=2),
+    persistent=lambda: TorchLoader(DS, 16, shuffle=True, num_workers=1, persistent_workers=True),
+    generator=lambda: TorchLoader(DS, 16, shuffle=True, generator=gen()), sampler_generator=lambda: TorchLoader(DS, 16, sampler=RandomSampler(DS, generator=gen())),
+    weighted=lambda: TorchLoader(DS, 16, sampler=WeightedRandomSampler(torch.ones(64), 64)), own_sampler=lambda: TorchLoader(DS, 16, sampler=OwnSampler()),
+    batch_sampler=lambda: TorchLoader(DS, batch_sampler=BatchSampler(OwnSampler(), 16, False)),
+    iterable=lambda: TorchLoader(Stream(once=False), 16), stream=lambda: TorchLoader(Stream(), 16))
+EARLY = ('fastai','fastai_workers','fastai_noisy','torch','torch_noisy','torch_workers','persistent')
+
+@pytest.mark.parametrize('kind', LOADERS)
+def test_data_as_without(kind):
+    "The same batches, random states and draws from the data as a fit without the callback; and every layer at std 1 on the first batch, or one like it"
+    got = []
+    for cbs in ([], [LSUVCallback()], [KaimingCallback()]):
+        set_seed(3) # a loader of fastai draws when it is made
+        learn = learner(LOADERS[kind](), cbs=[First(), *cbs])
+        fit(learn, 2, 0.)
+        ds = learn.dls.train.dataset
+        got.append((torch.stack(learn.first.xs), torch.get_rng_state(), np.random.get_state()[1], random.getstate(), getattr(ds, 'calls', 0)))
+        if learn.cbs[-1].name=='lsuv':
+            late = learn.lsuv.report.notes[:1]
+            assert learn.lsuv.done and 'order' not in vars(learn.lsuv) and len(learn.first.xs)==8 and learn.first.calls==1
+            assert bool(late and 'initialized at the first training batch' in late[0])==(kind not in EARLY)
+            for s in learn.first.stds.values(): assert abs(s-1)<(0.5 if kind in EARLY else 1e-3)
+            assert not any(m._forward_hooks or m._forward_pre_hooks for m in learn.model.modules())
+    for x,t,n,p,calls in got[1:]:
+        assert torch.equal(x, got[0][0]) and torch.equal(t, got[0][1]) and (n==got[0][2]).all() and p==got[0][3] and calls==got[0][4]
+
+def test_report_and_comparison_of_a_generator_leave_it():
+    loader = LOADERS['generator']()
+    learn,was = learner(loader),loader.generator.get_state()
+    with pytest.warns(UserWarning, match='generator of its own. A batch was taken'): learn.init_report()
+    assert torch.equal(was, loader.generator.get_state())
+
+# Other callbacks
+
+class Scale(Callback):
+    def before_batch(self): self.learn.xb = tuple(x/255 for x in self.xb)
+class InPlace(Callback):
+    def before_batch(self): self.x.div_(255)
+class Counting(Scale):
+    "Draws, counts and keeps"
+    def __init__(self): self.n,self.kept,self.rng = 0,[],np.random.default_rng(0)
+    def before_batch(self):
+        self.n += 1
+        self.kept.append(self.x)
+        super().before_batch()
+        self.learn.xb = (self.learn.xb[0]+self.rng.normal()*1e-3,)
+        print('at work')
+CALLBACKS = dict(scale=Scale, in_place=InPlace, counting=Counting, function=lambda: before_batch_cb(lambda self,x,y: ((x[0]/255,),y)))
+@pytest.mark.parametrize('kind', CALLBACKS)
+@pytest.mark.parametrize('loader', ['fastai','torch','stream'])
+def test_batch_as_training_gives_it(kind, loader, capsys):
+    "What the first training batch gives is what the report says"
+    cb = CALLBACKS[kind]()
+    learn = learner(LOADERS[loader](), cbs=[First(), LSUVCallback(), cb])
+    before = X.clone()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        fit(learn, 1, 0.)
+    for s in learn.first.stds.values(): assert abs(s-1)<0.5
+    if kind=='counting': assert cb.n==8==len(cb.kept) and capsys.readouterr().out.count('at work')==8 # four batches to train, four to validate
+    assert torch.equal(X, before) or kind=='in_place' and loader=='stream' # whose items these are
+
+class Flatten(Callback):
+    def before_batch(self): self.learn.xb = (self.x.flatten(1),)
+class Cast(Callback):
+    def before_batch(self): self.learn.xb = (self.x.float().div(255),)
+@pytest.mark.parametrize('cb,x', [(Flatten, torch.randn(64,3,4)), (Cast, torch.randint(0, 256, (64,12)).byte())], ids=['flatten','cast'])
+def test_callbacks_that_make_it_fit(cb, x):
+    learn = learner(DataLoader(TensorDataset(x, Y), bs=16, shuffle=True), cbs=[First(), LSUVCallback(), cb()])
+    fit(learn, 1, 0.)
+    assert not learn.lsuv.report.notes and all(abs(s-1)<0.5 for s in learn.first.stds.values())
+
+def elsewhere(cb): cb.learn.xb = (cb.learn.xb[0]/1e4,) # no look at the callback tells
+class Hidden(Callback):
+    def before_batch(self): elsewhere(self)
+def test_warning_names_the_cause():
+    learn = learner(cbs=[First(), LSUVCallback(), Hidden()])
+    with pytest.warns(UserWarning, match=r'layers give another std in the first training batch than in the report, .*cause could be .*Hidden') as ws: fit(learn, 2, 0.)
+    said = [str(w.message) for w in ws if 'first training batch' in str(w.message)]
+    assert len(said)==1 and said[0] in learn.lsuv.report.notes and f"{learn.first.stds['0']:.3g}" in said[0] and learn.first.stds['0']<0.01
+
+def test_what_differs_in_training_is_said():
+    "Dropout is off in the passes; six of them make the first training batch another one"
+    layers = [o for _ in range(6) for o in (nn.Linear(24,24), nn.ReLU(), nn.Dropout(0.5))]
+    learn = learner(model=nn.Sequential(nn.Linear(12,24), *layers, nn.Linear(24,2)), cbs=[First(), LSUVCallback()])
+    with pytest.warns(UserWarning, match=r'first training batch .*6 Dropout .first: 3'): fit(learn, 1, 0.)
+    assert learn.lsuv.report.notes[0]=='measured as in evaluation, and otherwise in training: 6 Dropout (first: 3)'
+    assert max(learn.first.stds.values())>2
+
+def unfit(cb): cb.learn.xb = (cb.learn.xb[0].flatten(1),)
+class HiddenFlatten(Callback):
+    def before_batch(self): unfit(self)
+class Context(Callback):
+    "Enters one, and changes the batch"
+    def before_batch(self):
+        self.ctx = torch.autocast('cpu', dtype=torch.bfloat16)
+        self.ctx.__enter__()
+        self.learn.xb = (self.x/255,)
+    def after_loss(self): self.ctx.__exit__(None, None, None)
+class Hooks(Callback):
+    def before_batch(self):
+        if self.training: self.hook = self.model.register_forward_hook(lambda *_: None)
+        self.learn.xb = (self.x/255,)
+    def after_pred(self):
+        if self.training: self.hook.remove()
+class Uncopied(Scale):
+    def __init__(self): self.items = (o for o in range(3))
+@pytest.mark.parametrize('cb,why', [(HiddenFlatten, 'does not fit the model'), (Context, 'enters a context'), (Hooks, 'uses the model'), (Uncopied, 'cannot be copied')])
+def test_first_batch_where_nothing_else_will_do(cb, why):
+    "Initialized on the first training batch itself: exact, in float32, and said"
+    x = X.view(64,3,4) if cb is HiddenFlatten else X
+    learn = learner(DataLoader(TensorDataset(x, Y), bs=16, shuffle=True), cbs=[First(), LSUVCallback(), cb()])
+    fit(learn, 1, 0.)
+    assert why in learn.lsuv.report.notes[0]
+    for s in learn.first.stds.values(): assert abs(s-1)<(0.02 if cb is Context else 1e-3) # bfloat16
+    assert not torch.is_autocast_enabled('cpu') and not any(m._forward_hooks for m in learn.model.modules())
+
+@pytest.mark.parametrize('cb', [MixedPrecision, MixUp])
+def test_fastais_own_need_not_wait(cb):
+    learn = learner(cbs=[LSUVCallback(), cb()])
+    fit(learn, 1, 0.)
+    assert not any('first training batch' in o for o in learn.lsuv.report.notes) and not torch.is_autocast_enabled('cpu')
+
+# At the first batch, in the life of a Learner
+
+def weights(learn): return [p.detach().clone() for p in learn.model.parameters()]
+def same(a, b): return all(torch.equal(p, q) for p,q in zip(a, b, strict=True))
+
+@pytest.mark.parametrize('cbs', [1, 2])
+def test_again_after_lr_find(tmp_path, cbs):
+    "`lr_find` puts the old weights back: the fit initializes"
+    learn = learner(LOADERS['generator'](), cbs=[First(), LSUVCallback(), *([KaimingCallback(distribution='uniform')] if cbs==2 else [])], path=tmp_path)
+    before = weights(learn)
+    with learn.no_logging(): learn.lr_find(num_it=6, show_plot=False)
+    assert same(before, weights(learn)) and abs(learn.first.stds['2']-1)<1e-3
+    learn.first.stds = {}
+    fit(learn, 1, 0.)
+    assert learn.lsuv.done and all(abs(s-1)<1e-3 for s in learn.first.stds.values()) and set(learn.lsuv.report.df.status)=={'ok'}
+    after = weights(learn)
+    fit(learn, 1, 0.)
+    assert same(after, weights(learn))
+    if cbs==2: # LSUV scaled what Kaiming drew
+        w = learn.model[2].weight
+        assert abs(learn.lsuv.report['2']['scale']*(6/24)**0.5/w.abs().max()-1)<0.02
+
+def test_loaded_stays_at_the_first_batch():
+    learn = learner(LOADERS['stream'](), cbs=LSUVCallback())
+    learn.model[0].load_state_dict(net()[0].state_dict())
+    kept = learn.model[0].weight.clone()
+    fit(learn, 1, 0.)
+    assert torch.equal(kept, learn.model[0].weight) and list(learn.lsuv.report.df.status)==['loaded','ok','ok']
+
+def test_interrupted_before_the_first_batch(tmp_path):
+    "The next `lr_find` does not lose it, and the fit after that has it"
+    class Stop(Callback):
+        def before_train(self): raise RuntimeError('on purpose')
+    learn = learner(LOADERS['generator'](), cbs=[First(), LSUVCallback()], path=tmp_path)
+    with pytest.raises(RuntimeError): fit(learn, 1, 0., cbs=Stop())
+    assert not learn.lsuv.done
+    learn.dls.loaders[0] = LOADERS['fastai']() # which could be asked
+    with learn.no_logging(): learn.lr_find(num_it=6, show_plot=False)
+    learn.first.stds = {}
+    fit(learn, 1, 0.)
+    assert learn.lsuv.done and all(abs(s-1)<0.5 for s in learn.first.stds.values()) and 'order' not in vars(learn.lsuv)
+
+def test_watched_from_the_first_batch():
+    learn = learner(LOADERS['stream'](), cbs=LSUVCallback(watch=3))
+    fit(learn, 1, 1e-3)
+    first = learn.lsuv.report.watched.df.query('step==1')
+    assert len(learn.lsuv.report.watched)==3 and (first['std']-1).abs().max()<1e-3
+
+# Any batch that trains
+
+class Graph:
+    "Nodes and who is a neighbour of whom, as a graph library has them"
+    def __init__(self, x, edges): self.x,self.edges = x,edges
+    def to(self, device, **kwargs): return Graph(self.x.to(device), self.edges.to(device))
+class GraphNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a,self.b = nn.Linear(12,16),nn.Linear(16,2)
+    def forward(self, g): return self.b(g.edges@self.a(g.x).relu())
+class ListNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a,self.b = nn.Linear(12,16),nn.Linear(16,2)
+    def forward(self, xs): return torch.stack([self.b(self.a(x).relu()).mean(0) for x in xs])
+class ScalarNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a,self.b = nn.Linear(12,16),nn.Linear(16,2)
+    def forward(self, t, x): return self.b(self.a(x*t).relu())
+
+def graphs(items): return Graph(torch.stack([x for x,_ in items]), torch.eye(len(items))),torch.stack([y for _,y in items])
+def lists(items): return [x.repeat(i+2, 1) for i,(x,_) in enumerate(items)],torch.stack([y for _,y in items])
+def scalars(items): return torch.tensor(0.1),torch.stack([x for x,_ in items]),torch.stack([y for _,y in items])
+@pytest.mark.parametrize('loader', ['early','late'])
+@pytest.mark.parametrize('model,collate', [(GraphNet,graphs), (ListNet,lists), (ScalarNet,scalars)], ids=['graphs','lists','scalar'])
+def test_any_batch(model, collate, loader):
+    dl = TorchLoader(DS, 16, shuffle=True, collate_fn=collate, generator=gen() if loader=='late' else None)
+    learn = learner(dl, model(), cbs=LSUVCallback())
+    learn.dls.loaders = [dl, TorchLoader(DS, 16, collate_fn=collate)]
+    fit(learn, 1, 0.)
+    assert set(learn.lsuv.report.df.status)=={'ok'} and (learn.lsuv.report.df['std']-1).abs().max()<1e-3
+    assert any('first training batch' in o for o in learn.lsuv.report.notes)==(loader=='late')
+    learn.init_report(hist=True)

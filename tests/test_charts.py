@@ -1,0 +1,221 @@
+"Every part of a chart says what the table says: lines, guides, marks, scales, legends; and the page what the report says"
+import html, math, pickle, re
+import matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest
+from matplotlib.colors import to_hex, to_rgba
+from fastinit.page import _svg
+from fastinit.plot import few_colors, plot_depth, plot_grads, plot_hists, plot_init_stats, plot_lr_range, plot_metrics, plot_side_by_side, scheme_colors
+from fastinit.report import InitReport
+
+@pytest.fixture(autouse=True)
+def _closed():
+    yield
+    plt.close('all')
+
+def report(std, mean=None, status=None, scheme='', target=1., names=None, **cols):
+    "A made-up report"
+    n = len(std)
+    df = pd.DataFrame(dict(layer=names or [str(i) for i in range(n)], type='Linear', shape=[(8,4)]*n, mean=mean or [0.]*n, std=std, near_zero=0.5,
+                           status=status or ['ok']*n))
+    return InitReport(df.assign(**cols), scheme, target)
+
+def lines(ax): return {o.get_label():o for o in ax.get_lines() if not o.get_label().startswith('_')}
+def ys(line): return np.asarray(line.get_ydata(), dtype=float)
+def marks(ax, kind): return [o for o in ax.get_lines() if o.get_marker()==kind and o.get_linestyle()=='None']
+def texts(legend): return [o.get_text() for o in legend.get_texts()]
+def guides(ax): return sorted(float(o.get_ydata()[0]) for o in ax.get_lines() if o.get_linestyle()=='--' and len(o.get_xdata())==2 and list(o.get_xdata())==[0,1])
+
+def test_colors():
+    names = [*'abcdefghij','lsuv','kaiming']
+    c = scheme_colors(names)
+    assert list(c)==names and c['lsuv']==scheme_colors(['lsuv'])['lsuv']!=c['kaiming']
+    assert len(set(scheme_colors([*'abc','lsuv','kaiming']).values()))==5
+
+def test_lines_and_guides():
+    a,b = report([1.,2.,3.], [0.1,0.2,0.3], scheme='kaiming'),report([1.,1.,1.], [0.,0.,0.], scheme='lsuv', target=0.5)
+    mean,std = plot_init_stats({'kaiming':a, 'lsuv':b})
+    assert guides(mean)==[0.] and guides(std)==[0.5, 1.]
+    assert list(ys(lines(std)['kaiming']))==[1.,2.,3.] and list(ys(lines(mean)['kaiming']))==[0.1,0.2,0.3]
+    assert list(lines(std)['kaiming'].get_xdata())==[0,1,2]
+    assert std.get_yscale()=='linear' and std.get_ylim()[0]==0 and mean.get_yscale()=='linear'
+    assert std.get_ylabel()=='std of the output' and mean.get_ylabel()=='mean of the output'
+    assert texts(std.figure.legends[0])==['kaiming','lsuv']
+    for k,o in lines(std).items(): assert to_hex(o.get_color())==scheme_colors(['kaiming','lsuv'])[k].lower()
+    assert [t.get_text() for t in std.get_xticklabels()]==['0','1','2'] and std.get_xlim()==(-0.5, 2.5)
+
+@pytest.mark.parametrize('ratio,scale', [(90., 'linear'), (110., 'log')])
+def test_log_over_two_decades(ratio, scale):
+    "Of what can be drawn there: zeros and what is not finite do not count"
+    axs = plot_init_stats(report([1., ratio, 0., math.inf], status=['ok','ok','zero','not finite']))
+    assert axs[1].get_yscale()==scale and ('log scale' in axs[1].get_ylabel())==(scale=='log')
+
+def test_means_get_a_log_scale_with_the_stds():
+    axs = plot_init_stats(report([1.,1e4], [0.,-1e4]))
+    assert axs[0].get_yscale()=='symlog' and 'log scale' in axs[0].get_ylabel()
+    assert plot_init_stats(report([1.,1e4], [0.,0.5]))[0].get_yscale()=='linear'
+
+def test_zoom():
+    axs = plot_init_stats(report([1.,1e4], [0.,1e3]), zoom=0.25)
+    assert axs[0].get_ylim()==(-0.25,0.25) and axs[1].get_ylim()==(0,1.25) and axs[1].get_yscale()=='linear'
+
+@pytest.mark.parametrize('log', [False, True])
+def test_marks(log):
+    "Open circles where the output is 0 by design, crosses where it is not finite; the line has a gap at both"
+    big = 1e4 if log else 1.
+    r = report([1., 0., math.inf, big], [0.,0.,math.nan,0.], ['ok','zero','not finite','ok'])
+    mean,std = plot_init_stats(r)
+    for ax in (mean,std):
+        (line,) = lines(ax).values()
+        assert list(np.isnan(ys(line)))==[False,True,True,False]
+        zero,bad = marks(ax, 'o'),marks(ax, 'x')
+        assert [list(o.get_xdata()) for o in zero]==[[1]] and [list(o.get_xdata()) for o in bad]==[[2]]
+        assert list(ys(zero[0]))==[0] and list(ys(bad[0]))==[1] and to_rgba(zero[0].get_markerfacecolor())==to_rgba('white')
+        assert bad[0].get_transform()==ax.get_xaxis_transform()
+        assert (zero[0].get_transform()==ax.get_xaxis_transform())==(log and ax is std) # on a log scale 0 has no place
+    assert texts(std.figure.legends[0])==['as it is','zero by design','not finite']
+    assert texts(plot_init_stats(report([1.,2.]))[1].figure.legends[0])==['as it is'] # none occurs
+
+def test_uncalled_layers_are_not_drawn():
+    r = report([1.,2.]).mark({'7':'not called'})
+    axs = plot_init_stats(r)
+    assert len(r)==3 and len(ys(lines(axs[1])['as it is']))==2 and [t.get_text() for t in axs[0].get_xticklabels()]==['0','1']
+
+def test_names_are_thinned_and_shortened():
+    names = [f'layer_{i}' for i in range(60)]
+    names[0] = 'encoder.layers.0.self_attention.out_proj'
+    ax = plot_init_stats(report([1.]*60, names=names))[0]
+    labels = [t.get_text() for t in ax.get_xticklabels()]
+    assert list(ax.get_xticks())==list(range(0, 60, 3)) and labels[1]=='layer_3' and labels[0]=='…f_attention.out_proj' or labels[0].startswith('…')
+    assert len(labels[0])==22 and names[0].endswith(labels[0][1:]) and '(1 in 3 named)' in ax.get_xlabel()
+
+def test_layers_of_the_longest_report():
+    ax = plot_init_stats({'a':report([1.]), 'b':report([1.]*3)})[0]
+    assert [t.get_text() for t in ax.get_xticklabels()]==['0','1','2']
+
+def test_given_axes():
+    fig,axs = plt.subplots(1, 2)
+    assert plot_init_stats(report([1.]), axs=axs)[1] is axs[1] and len(plt.get_fignums())==1
+    assert tuple(plot_init_stats(report([1.]), figsize=(5,3))[0].figure.get_size_inches())==(5,3)
+
+def test_report_plot_keeps_its_figure_but_not_in_a_file():
+    r = report([1.,2.], scheme='lsuv')
+    axs = r.plot()
+    assert r.fig is axs[0].figure and texts(r.fig.legends[0])==['lsuv']
+    again = pickle.loads(pickle.dumps(r))
+    assert not hasattr(again, 'fig') and again.df.equals(r.df)
+
+def test_histograms():
+    "Low values below, few of them dark, on one scale"
+    h = pd.DataFrame({'a':[0.,0.1,0.9], 'b':[1.,0.,0.]}, index=[-2.,0.,2.])
+    ax = plot_hists(h)
+    (im,) = ax.get_images()
+    assert im.origin=='lower' and list(im.get_extent())==[-0.5,1.5,-3.,3.] and im.get_clim()==(-4,0)
+    assert np.allclose(im.get_array(), [[-4,0],[-1,-4],[math.log10(0.9),-4]])
+    assert [t.get_text() for t in ax.get_xticklabels()]==['a','b'] and ax.get_ylabel()=='value of the output'
+
+def test_gradients():
+    r = report([1.]*3, scheme='lsuv', grad_std=[1.,0.,1e-3])
+    ax = plot_grads(r)
+    line = lines(ax)['lsuv']
+    assert ax.get_yscale()=='log' and list(np.isnan(ys(line)))==[False,True,False] and ys(line)[2]==1e-3
+    (none,) = marks(ax, 'o')
+    assert list(none.get_xdata())==[1] and none.get_transform()==ax.get_xaxis_transform()
+    assert texts(ax.get_legend())==['lsuv','lsuv: none']
+    both = plot_grads({'a':r, 'without':report([1.])})
+    assert set(texts(both.get_legend()))=={'a','a: none'}
+
+def test_depth():
+    "Counted from 1; the first layer that is not finite is marked and named"
+    r = report([1.,2.,math.inf,math.nan], [0.,0.,0.,math.nan], scheme='normal')
+    ax = plot_depth({'normal':r, 'lsuv':report([1.,0.,1.])})
+    by = lines(ax)
+    assert list(by['normal (not finite from layer 3)'].get_xdata())==[1,2] and list(by['lsuv'].get_xdata())==[1,2,3]
+    assert list(np.isnan(ys(by['lsuv'])))==[False,True,False] and ax.get_yscale()=='log' and guides(ax)==[1.]
+    assert [o.get_xdata()[0] for o in ax.get_lines() if o.get_linestyle()==':']==[3]
+    assert list(lines(plot_depth(report([1.,1.], [0.,math.inf]))).keys())==['as it is (not finite from layer 2)']
+
+def results():
+    return pd.DataFrame([dict(scheme=s, lr=lr, seed=k, epoch=e, accuracy=a+0.1*k+0.01*e+lr) for s,a in (('kaiming',.2),('lsuv',.5))
+                         for lr in (0.001,0.01) for k in range(3) for e in (1,2)])
+
+def test_metrics():
+    res = results().query('lr==0.001')
+    ax = plot_metrics(res)
+    for k,a in (('kaiming',.2),('lsuv',.5)):
+        assert np.allclose(ys(lines(ax)[k]), [a+0.1+0.01*e+0.001 for e in (1,2)]) and list(lines(ax)[k].get_xdata())==[1,2]
+    for band,a in zip(ax.collections, (.2,.5)): # from the lowest seed to the highest
+        y = band.get_paths()[0].vertices[:,1]
+        assert np.allclose([y.min(), y.max()], [a+0.01+0.001, a+0.2+0.02+0.001])
+    assert ax.get_xlabel()=='epoch' and ax.get_ylabel()=='accuracy' and texts(ax.get_legend())==['kaiming','lsuv']
+    assert plot_metrics(res.rename(columns={'accuracy':'valid_loss'}), 'valid_loss').get_ylabel()=='valid loss'
+
+def test_lr_range():
+    "The mean over seeds after the last epoch, a bar from the lowest to the highest, a star at the best rate"
+    ax = plot_lr_range(results())
+    for (k,a),box in zip((('kaiming',.2),('lsuv',.5)), ax.containers):
+        line,_,(bars,) = box
+        assert box.get_label()==k and np.allclose(ys(line), [a+0.12+lr for lr in (0.001,0.01)])
+        for s,lr in zip(bars.get_segments(), (0.001,0.01)): assert np.allclose(s[:,1], [a+0.02+lr, a+0.22+lr])
+    stars = [o for o in ax.get_lines() if o.get_marker()=='*']
+    assert [round(o.get_xdata()[0], 3) for o in stars]==[0.01,0.01] and np.allclose([ys(o)[0] for o in stars], [.33,.63])
+    x = [np.asarray(c[0].get_xdata()) for c in ax.containers]
+    assert (x[0]<x[1]).all() and np.allclose(x[1]/x[0], 1.03) and ax.get_xscale()=='log'
+    assert [t.get_text() for t in ax.get_xticklabels()]==['0.001','0.01'] and 'after epoch 2' in ax.get_ylabel()
+
+def test_legend_beside_many_lines():
+    many = pd.concat([results().query('lr==0.001').assign(scheme=f's{i}') for i in range(6)])
+    assert plot_metrics(many).get_legend().get_bbox_to_anchor()!=plot_metrics(results().query('lr==0.001')).get_legend().get_bbox_to_anchor()
+
+def test_side_by_side():
+    panels = plot_side_by_side({'one':results(), 'two':results().query("scheme=='lsuv'"), 'three':results()}, plot_lr_range, size=(3,2), ylim=(0,1))
+    fig = panels[0].figure
+    assert [o.get_title() for o in panels]==['one','two','three'] and len(fig.axes)==3 and tuple(fig.get_size_inches())==(6,4.6)
+    assert [bool(o.get_ylabel()) for o in panels]==[True,False,True] and texts(fig.legends[0])==['kaiming','lsuv']
+
+# The page
+
+NASTY = '<b>&"x"</b>'
+
+def nasty():
+    r = report([1.,0.01,math.nan], [0.,0.,math.nan], ['ok','vanishing','not finite'], scheme=NASTY, names=['0',NASTY,'2'])
+    r.notes.append(NASTY)
+    return r
+
+def test_everything_is_escaped(tmp_path):
+    r = nasty()
+    for page in (r._repr_html_(), r.to_html(tmp_path/'a.html', title=NASTY).read_text()):
+        assert '<b>&"x"' not in page and html.escape(NASTY) in page
+    assert f'<title>{html.escape(NASTY)}</title>' in page and f'>{html.escape(NASTY)}</h1>' in page
+    text = page[page.index('<p><b>'):page.index('<svg')]
+    assert text.count(html.escape(NASTY))>=4 # scheme, counts, note, advice
+
+def test_cells():
+    r = report([1.23456,1e-9,math.nan], status=['ok','exploding','not called'], scale=[2.,math.nan,math.nan])
+    rows = re.findall('<tr>(.*?)</tr>', r._repr_html_())
+    cells = [re.findall('<td style="(.*?)">(.*?)</td>', o) for o in rows[1:]]
+    head = re.findall('<th .*?>(.*?)</th>', rows[0])
+    assert head==['#','layer','type','shape','mean','std','scale','status']
+    assert [o[5][1] for o in cells]==['1.23','1e-09'.replace('e-0','e-'),'nan'] and [o[6][1] for o in cells]==['2','','']
+    assert [o[7][0].split(';')[0] for o in cells]==['background:#d7f0dd','background:#ffd9b8','background:#fdf3c7']
+    assert all('text-align:left' in o[k][0] for o in cells for k in (1,2,7)) and all('text-align:right' in o[k][0] for o in cells for k in (4,5,6))
+
+def test_charts_of_what_there_is(tmp_path):
+    r = report([1.,2.], grad_std=[1.,2.])
+    r.hists = pd.DataFrame({'0':[0.,1.], '1':[1.,0.]}, index=[-1.,1.])
+    page = r.to_html(tmp_path/'a.html').read_text()
+    assert page.count('<svg')==3 and page.count('<img')==0 and r._repr_html_().count('<img')==3
+    assert report([1.])._repr_html_().count('<img')==1
+    ids = re.findall(' id="(.*?)"', page)
+    assert len(ids)==len(set(ids)) # of several charts in one page
+    assert {*re.findall(r'(?:href="#|url\(#)(.*?)[")]', page)} <= set(ids)
+    assert not plt.get_fignums() # nothing is left open
+
+def test_an_open_chart_is_not_shown_twice():
+    r = report([1.])
+    axs = r.plot()
+    assert '<img' not in r._repr_html_() and plt.get_fignums()
+    plt.close(axs[0].figure)
+    assert '<img' in r._repr_html_()
+
+def test_svg_is_the_same_each_time():
+    def draw(): return _svg(plot_init_stats(report([1.,2.]))[0].figure)
+    assert draw()==draw() and draw().startswith('<svg style=')

@@ -1,0 +1,203 @@
+"Initializations compared by training: what a Learner would do from each, and the Learner as it was."
+import random, warnings
+from copy import deepcopy
+import numpy as np, pytest, torch
+import matplotlib.pyplot as plt
+from torch import nn
+from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.hook import ActivationStats
+from fastai.callback.mixup import MixUp
+from fastai.callback.progress import CSVLogger, ProgressCallback
+from fastai.callback.tracker import SaveModelCallback
+from fastai.callback.training import GradientAccumulation
+from fastai.basics import Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, OptimWrapper, SGD, partial, set_seed
+from fastinit.all import *
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        yield
+    plt.close('all')
+
+def items(n=96):
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(n, 12, generator=g)
+    return list(zip(x, (x[:,0]>0).long()))
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self): return iter(items(64))
+    def __len__(self): return 64
+
+def torch_loaders(**kwargs):
+    ds = items()
+    return DataLoaders(torch.utils.data.DataLoader(ds[:64], batch_size=16, **kwargs), torch.utils.data.DataLoader(ds[64:], batch_size=16))
+
+LOADERS = {
+    'fastai': lambda: DataLoaders.from_dsets(items()[:64], items()[64:], bs=16, num_workers=0), # four batches an epoch
+    'torch': lambda: torch_loaders(shuffle=True),
+    'generator': lambda: torch_loaders(shuffle=True, generator=torch.Generator().manual_seed(3)),
+    'sampler': lambda: torch_loaders(sampler=torch.utils.data.WeightedRandomSampler([1.]*64, 64, generator=torch.Generator().manual_seed(3))),
+    'iterable': lambda: DataLoaders(torch.utils.data.DataLoader(Stream(), batch_size=16), torch.utils.data.DataLoader(items()[64:], batch_size=16))}
+
+def net(): return nn.Sequential(nn.Linear(12,24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24,24), nn.ReLU(), nn.Dropout(0.3), nn.Linear(24,2))
+def learner(loaders='fastai', model=None, **kwargs):
+    set_seed(7)
+    return Learner(LOADERS[loaders](), model or net(), **{'loss_func':CrossEntropyLossFlat(), **kwargs}).remove_cb(ProgressCallback)
+def fit(learn, n=2, lr=0.01):
+    with learn.no_logging(): learn.fit(n, lr)
+    return learn
+
+class Batches(Callback):
+    "The batches that training sees"
+    order = 90
+    def __init__(self): self.seen = []
+    def before_batch(self):
+        if self.training: self.seen.append(self.learn.xb[0].clone())
+
+def rng(): return [torch.get_rng_state(), torch.tensor(np.random.get_state()[1].astype(int)), torch.tensor(random.getstate()[1])]
+
+def state(learn):
+    "All of a Learner that a training could move"
+    m = learn.model
+    return dict(model=m.state_dict(), opt=learn.opt.state_dict()['state'] if learn.opt else None, rec=vars(learn.recorder).get('values'), losses=[o.item() for o in vars(learn.recorder).get('losses', [])],
+                rng=rng(), modes=[o.training for o in m.modules()], hooks=[len(o._forward_hooks) for o in m.modules()], grads=[p.grad for p in m.parameters()],
+                cbs=[id(o) for o in learn.cbs], seen=[len(o.seen) for o in learn.cbs if isinstance(o, Batches)], attrs=sorted(vars(learn)))
+
+def equal(a, b):
+    if isinstance(a, dict): return a.keys()==b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, torch.Tensor): return torch.equal(a, b)
+    if isinstance(a, (list,tuple)) or hasattr(a, 'items'): return len(a)==len(b) and all(equal(p, q) for p,q in zip(a, b))
+    return a==b
+
+def interrupt_at(model, n):
+    "Ctrl-C in the n-th training pass, whatever copy of the model it is in"
+    calls = []
+    def _hook(m, i, o):
+        if torch.is_grad_enabled(): calls.append(0)
+        if len(calls)==n: raise KeyboardInterrupt
+    return model[0].register_forward_hook(_hook)
+
+@pytest.mark.parametrize('loaders', LOADERS)
+@pytest.mark.parametrize('interrupted', [False, True])
+@pytest.mark.parametrize('trained', [False, True])
+def test_the_learner_stays_as_it_was(loaders, interrupted, trained):
+    "Model, optimizer, recorder, random state and callbacks, to the bit; and the next fit is the one that would have been"
+    def start():
+        learn = learner(loaders, cbs=Batches())
+        return fit(learn, 1) if trained else learn
+    expected = fit(start())
+    learn = start()
+    before = deepcopy(state(learn))
+    if interrupted:
+        h = interrupt_at(learn.model, 10)
+        before['hooks'] = state(learn)['hooks']
+        with pytest.raises(KeyboardInterrupt): learn.compare_inits(['default','lsuv'], steps=6)
+    else: learn.compare_inits(['default','lsuv'], steps=6, lrs=[1e-3,1.], seeds=2)
+    after = state(learn)
+    for k in before: assert equal(before[k], after[k]), k
+    if interrupted: h.remove()
+    fit(learn)
+    assert equal(learn.batches.seen, expected.batches.seen)
+    assert equal(learn.model.state_dict(), expected.model.state_dict()) and learn.recorder.values[-1]==expected.recorder.values[-1]
+
+class Half(Callback):
+    "Mixed precision with a scaled loss, as on a GPU, in bfloat16 on the CPU"
+    order = MixedPrecision.order
+    def before_batch(self):
+        self.context = torch.autocast('cpu', torch.bfloat16)
+        self.context.__enter__()
+    def after_pred(self): self.learn.pred = self.pred.float()
+    def after_loss(self): self.context.__exit__(None, None, None)
+    def before_backward(self): self.learn.loss_grad = self.learn.loss_grad*1024
+    def before_step(self):
+        for p in self.model.parameters(): p.grad /= 1024
+
+KINDS = {'plain':{}, 'sgd':dict(opt_func=SGD), 'wd':dict(wd=0.1, moms=(0.9,0.9,0.9)), 'half':dict(cbs=lambda: [Half()]), 'mixup':dict(cbs=lambda: [MixUp()]),
+         'accumulation':dict(cbs=lambda: [GradientAccumulation(32)]), 'activation stats':dict(cbs=lambda: [ActivationStats()]), 'fp16':dict(cbs=lambda: [MixedPrecision()]),
+         'torch optimizer':dict(opt_func=partial(OptimWrapper, opt=torch.optim.AdamW)), 'smooth':dict(loss_func=CrossEntropyLossFlat(label_smoothing=0.1))}
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_it_trains_as_a_learner_does(kind):
+    "The losses of a Learner with that callback, to the bit: optimizer, loss and callbacks are this Learner's; through two epochs"
+    kwargs = dict(KINDS[kind])
+    cbs = kwargs.pop('cbs', lambda: [])
+    learn = learner(cbs=cbs(), **kwargs)
+    losses = learn.compare_inits(['kaiming','lsuv'], steps=7, lr=3e-3).losses
+    for name,cb in dict(kaiming=KaimingCallback, lsuv=LSUVCallback).items():
+        set_seed(0)
+        dls = DataLoaders(learn.dls.train.new(), learn.dls.valid)
+        one = Learner(dls, deepcopy(learn.model), cbs=[*cbs(), cb()], **{'loss_func':CrossEntropyLossFlat(), **kwargs}).remove_cb(ProgressCallback)
+        class Losses(Callback):
+            def after_batch(self):
+                if self.training: mine.append(self.learn.loss.item())
+            def before_validate(self): random_state.extend(rng())
+            def after_validate(self): torch.set_rng_state(random_state[0])
+        mine,random_state = [],[]
+        fit(one.add_cb(Losses()), 2, 3e-3)
+        assert losses[losses.scheme==name].loss.tolist()==mine[:7]
+
+def test_every_scheme_sees_the_same_batches():
+    "In a seed; those of another seed are others"
+    class Seen(Batches):
+        runs = []
+        def before_fit(self): self.runs.append(self.seen)
+    for loaders in ('fastai','torch'):
+        Seen.runs.clear()
+        learn = learner(loaders, cbs=Seen())
+        learn.cbs[-1].seen = []
+        learn.compare_inits(['default','normal','lsuv'], steps=6, seeds=2)
+        runs = list({id(o):o for o in Seen.runs if len(o)==6}.values()) # an initialization may try the callbacks on a batch of its own
+        assert len(runs)==6 and all(len(r)==6 for r in runs)
+        for i in (1,2,4,5): assert equal(runs[i], runs[i-i%3]), (loaders, i)
+        assert not equal(runs[0], runs[3])
+
+def test_callbacks_that_show_or_save_stay_out(tmp_path):
+    learn = learner(cbs=[SaveModelCallback(), CSVLogger(tmp_path/'a.csv'), ActivationStats(), LSUVCallback()])
+    learn.path = tmp_path
+    learn.compare_inits(['default'], steps=5)
+    assert list(tmp_path.iterdir())==[] and not learn.lsuv.done and not hasattr(learn, '_init_report') and not hasattr(learn.activation_stats, 'stats')
+
+def test_callbacks_and_options():
+    "An `InitCallback` with its options; `layers` for the others; the one that is passed stays unused"
+    learn,cb = learner(),LSUVCallback(std=0.5, watch=3)
+    res = learn.compare_inits({'half':cb, 'first':'kaiming'}, steps=3, lr=1e-3, layers='0')
+    assert list(res)==['half','first'] and not cb.done and cb.report is None
+    assert np.allclose(res['half'].df.set_index('layer')['std'][['0','3','6']], 0.5, atol=1e-3)
+    assert list(res.after)==[1e-3] and list(res.after[1e-3])==['half','first']
+    assert not np.allclose(res.after[1e-3]['half'].df['std'], res['half'].df['std'], atol=1e-6)
+
+def test_what_came_of_it():
+    "A rate that is far too high is seen to diverge, and the table is that of the losses"
+    learn = learner(model=nn.Sequential(nn.Linear(12,64), nn.ReLU(), nn.Linear(64,64), nn.ReLU(), nn.Linear(64,2)), opt_func=SGD)
+    res = learn.compare_inits(['kaiming','lsuv'], steps=10, lrs=[1e-3,1e6], seeds=2)
+    assert res.table.diverged.unstack().loc[:,1e6].tolist()==[1.,1.] and res.table.diverged.unstack().loc[:,1e-3].tolist()==[0.,0.]
+    last = res.losses[res.losses.step>8].groupby(['scheme','lr','seed']).loss.mean()
+    for n in ('kaiming','lsuv'):
+        row,seeds = res.table.loc[(n,1e-3)],last[n,1e-3]
+        assert [row.loss,row.lowest,row.highest]==pytest.approx([seeds.mean(),seeds.min(),seeds.max()]) and row.seeds==2
+    assert ' at 0.001' in res.best and 'after 10 steps' in res.best
+    titles = [ax.get_title() for ax in plt.figure(1).axes]
+    assert titles==['learning rate 0.001','learning rate 1e+06']
+
+def test_models_that_torch_does_not_copy():
+    "The older weight norm keeps a weight that is computed, after a pass"
+    learn = learner(model=nn.Sequential(nn.utils.weight_norm(nn.Linear(12,24)), nn.ReLU(), nn.Linear(24,2)))
+    learn.model(torch.randn(4,12))
+    with pytest.raises(RuntimeError): deepcopy(learn.model)
+    res = learn.compare_inits(['lsuv'], steps=3, lr=1e-2)
+    assert np.isfinite(res.losses.loss).all() and res['lsuv'].df['std'].iloc[0]==pytest.approx(1., abs=1e-3)
+
+def test_an_optimizer_that_exists_already():
+    model = net()
+    learn = learner(model=model, opt_func=OptimWrapper(opt=torch.optim.SGD(model.parameters(), lr=0.1)))
+    before = deepcopy(model.state_dict())
+    res = learn.compare_inits(['lsuv'], steps=4, lr=0.1)
+    assert equal(model.state_dict(), before) and res.losses.loss.nunique()==4
+
+@pytest.mark.parametrize('kwargs', [dict(steps=-1), dict(steps=3, seeds=0), dict(steps=3, lr=1e-3, lrs=[1e-2]), dict(steps=3, inits=['kaimng'])])
+def test_wrong_arguments(kwargs):
+    learn = learner()
+    before = deepcopy(learn.model.state_dict())
+    with pytest.raises(ValueError): learn.compare_inits(**kwargs)
+    assert equal(learn.model.state_dict(), before)

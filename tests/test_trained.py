@@ -1,0 +1,283 @@
+"Weights that must not be lost: whatever the optimizer, the wrapper, the scheme; and what there is to say where nothing can be done."
+import warnings
+import pytest, torch
+from torch import nn
+from copy import deepcopy
+from functools import partial
+from fastai.vision.all import (Adam, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, defaults, L, Learner, MSELossFlat, OptimWrapper, params, RMSProp, SGD)
+from fastai.callback.progress import ProgressCallback
+from fastai.collab import EmbeddingDotBias
+from fastai.callback.schedule import *
+from fastinit.all import *
+
+def data(n=128, bs=16, d=12):
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(n, d, generator=g)
+    ds = list(zip(x, (x[:,0]>0).long()))
+    return DataLoaders.from_dsets(ds, ds[:16], bs=bs, num_workers=0)
+def net(): return nn.Sequential(nn.Sequential(nn.Linear(12,24), nn.ReLU()), nn.Sequential(nn.Linear(24,24), nn.ReLU(), nn.Linear(24,2)))
+def groups(m): return [params(m[0]), params(m[1])]
+def learner(model=None, cbs=None, **kwargs):
+    return Learner(data(), model or net(), loss_func=CrossEntropyLossFlat(), cbs=cbs, **kwargs).remove_cb(ProgressCallback)
+def weights(model): return [p.detach().clone() for p in model.parameters()]
+def same(a, b): return all(torch.equal(p, q) for p,q in zip(a, b, strict=True))
+def fit(learn, *args, **kwargs):
+    with learn.no_logging(): learn.fit(*args, **kwargs)
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        yield
+
+# Trained with any optimizer
+
+OPTS = dict(sgd=SGD, sgd_wd=partial(SGD, wd=0.1), momentum=partial(SGD, mom=0.9), adam=Adam, rms=RMSProp,
+            **{f'torch_{o.__name__}':partial(OptimWrapper, opt=o) for o in (torch.optim.SGD, torch.optim.AdamW, torch.optim.Adagrad)})
+@pytest.mark.parametrize('between', ['nothing', 'validate', 'another optimizer', 'lr_find'])
+@pytest.mark.parametrize('opt', OPTS)
+def test_trained(tmp_path, opt, between):
+    "A callback that comes after training leaves all as it is, and a loop of `fit(1, cbs=…)` initializes once"
+    learn = learner(opt_func=OPTS[opt], path=tmp_path)
+    fit(learn, 1, 1e-2)
+    trained = weights(learn.model)
+    with learn.no_logging():
+        if between=='validate': learn.validate()
+        if between=='another optimizer': learn.create_opt()
+        if between=='lr_find': learn.lr_find(num_it=6, start_lr=1e-9, end_lr=1e-8, show_plot=False)
+    n_it = len(learn.recorder.lrs)
+    with pytest.warns(UserWarning, match='3 loaded'): fit(learn, 1, 0., cbs=LSUVCallback())
+    assert n_it==(6 if between=='lr_find' else 0 if between=='validate' else 8)
+    assert same(trained, weights(learn.model))
+
+@pytest.mark.parametrize('opt', OPTS)
+def test_loop(opt):
+    "The second and third `fit(1, cbs=LSUVCallback())` train on"
+    learn,got = learner(opt_func=OPTS[opt]),[]
+    for _ in range(3):
+        fit(learn, 1, 1e-3, cbs=LSUVCallback())
+        got.append(weights(learn.model))
+    for a,b in zip(got, got[1:]):
+        assert not same(a, b) and all((p-q).abs().max()<0.05 for p,q in zip(a, b)) # eight steps of 1e-3, not a new draw
+    assert (learn._init_report.df.status=='loaded').all()
+
+@pytest.mark.parametrize('opt', ['sgd','torch_AdamW'])
+def test_after_lr_find_alone(tmp_path, opt):
+    "`lr_find` puts the weights back: the model is not trained"
+    learn = learner(opt_func=OPTS[opt], path=tmp_path)
+    with learn.no_logging(): learn.lr_find(num_it=10, show_plot=False)
+    cb = LSUVCallback()
+    fit(learn, 1, 0., cbs=cb)
+    assert set(cb.report.df.status)=={'ok'}
+
+# One callback, several Learners
+
+@pytest.mark.parametrize('order', ['one after the other', 'made first'])
+def test_several_learners(order):
+    "Each is initialized once, and each has its own report"
+    cb = LSUVCallback()
+    learns = []
+    for d in (24,40):
+        learns.append(learner(nn.Sequential(nn.Linear(12,d), nn.ReLU(), nn.Linear(d,2)), cbs=[cb]))
+        if order=='one after the other': fit(learns[-1], 1, 0.)
+    if order=='made first':
+        for l in learns: fit(l, 1, 0.)
+    for l,d in zip(learns, (24,40)):
+        assert l.lsuv.done and l.lsuv.report['0']['shape']==(16,d) and l.lsuv.learn is l and sum(isinstance(o, LSUVCallback) for o in l.cbs)==1
+        assert (init_stats(l.model, *l.dls.train.new(shuffle=False).one_batch()[:1]).df['std']-1).abs().max()<0.6
+    before = [weights(l.model) for l in learns]
+    for l,w in zip(learns, before):
+        fit(l, 1, 0.)
+        assert same(w, weights(l.model))
+
+def test_several_learners_given_to_fit():
+    cb = LSUVCallback()
+    for d in (24,40):
+        learn = learner(nn.Sequential(nn.Linear(12,d), nn.ReLU(), nn.Linear(d,2)))
+        fit(learn, 1, 0., cbs=cb)
+        assert cb.done and cb.report['0']['shape']==(16,d)
+        w = weights(learn.model)
+        fit(learn, 1, 0., cbs=cb)
+        assert same(w, weights(learn.model))
+
+# Parameters are known by themselves
+
+class Around(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner,self.last = inner,nn.Linear(2,2)
+    def forward(self, x): return self.last(self.inner(x))
+
+@pytest.mark.parametrize('wrap,new', [(nn.DataParallel, []), (lambda m: nn.Sequential(m, nn.Linear(2,2)), ['1']), (Around, ['last'])], ids=['parallel','nested','around'])
+@pytest.mark.parametrize('what', ['loaded', 'pretrained'])
+def test_wrapped(what, wrap, new):
+    "What was loaded or pretrained stays, and what came with the wrapper is new"
+    learn = learner(cbs=LSUVCallback(), **({} if what=='loaded' else dict(splitter=groups)))
+    if what=='loaded': learn.model[0].load_state_dict(net()[0].state_dict())
+    else:
+        learn.pretrained = True
+        learn.freeze()
+        learn.unfreeze()
+    inner = learn.model
+    kept,others = weights(inner[0]),weights(inner[1])
+    learn.model = wrap(inner)
+    if new and what=='pretrained': learn.splitter = lambda m: [params(inner[0]), params(inner[1])+params(m.last if isinstance(m, Around) else m[1])]
+    with pytest.warns(UserWarning, match=f'1 {what}'): fit(learn, 1, 0.)
+    assert same(kept, weights(inner[0])) and not any(torch.equal(p, q) for p,q in zip(others, weights(inner[1])))
+    df = learn.lsuv.report.df.set_index('layer')
+    assert sorted(df.index[df.status=='ok'])==sorted([n for n in df.index if n.endswith(('1.0','1.2'))]+new)
+
+def test_pretrained_frozen_then_wrapped():
+    learn = learner(cbs=LSUVCallback(), splitter=groups)
+    learn.pretrained = True
+    learn.freeze()
+    kept = weights(learn.model[0])
+    learn.model = nn.DataParallel(learn.model)
+    fit(learn, 1, 0.)
+    assert same(kept, weights(learn.model.module[0])) and list(learn.lsuv.report.df.status)==['pretrained','ok','ok']
+
+def test_replaced():
+    "Another model in the same Learner is new, all of it"
+    learn = learner(cbs=LSUVCallback())
+    learn.model = net()
+    fit(learn, 1, 0.)
+    assert set(learn.lsuv.report.df.status)=={'ok'}
+
+@pytest.mark.parametrize('norm', [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+def test_loaded_then_weight_norm(norm):
+    learn = learner(cbs=LSUVCallback())
+    learn.model.load_state_dict(net().state_dict())
+    for o in (learn.model[0][0], learn.model[1][0]): norm(o)
+    before = weights(learn.model)
+    fit(learn, 1, 0.)
+    assert same(before, weights(learn.model)) and set(learn.lsuv.report.df.status)=={'loaded'}
+
+# A scheme of one's own
+
+def ones(model):
+    for p in model.parameters(): nn.init.ones_(p)
+def ones_of_layers(model, layers=None): ones(model) # which does not do as it is told
+
+def embedded(): return nn.Sequential(nn.Linear(12,8), nn.LayerNorm(8), nn.Linear(8,2))
+@pytest.mark.parametrize('scheme', [ones, ones_of_layers])
+@pytest.mark.parametrize('why', ['frozen', 'loaded', 'pretrained', 'not chosen'])
+def test_own_scheme_keeps(why, scheme):
+    "Whatever a scheme does: what is named as left alone, and frozen or loaded parameters of other modules, are bit-identical"
+    learn = learner(embedded(), cbs=InitCallback(scheme, layers='2' if why=='not chosen' else None), splitter=lambda m: [params(m[:2]), params(m[2])])
+    if why=='loaded': learn.model[:2].load_state_dict({k:torch.randn_like(v) for k,v in learn.model[:2].state_dict().items()})
+    if why=='frozen': learn.freeze()
+    if why=='frozen': learn.model[1].requires_grad_(False)
+    if why=='pretrained': learn.pretrained = True
+    kept = weights(learn.model[:2])
+    fit(learn, 1, 0.)
+    assert same(kept, weights(learn.model[:2])) and all((p==1).all() for p in learn.model[2].parameters())
+    if why!='not chosen': assert learn.init.report['0'].status==why
+
+def test_own_scheme_forced():
+    learn = learner(embedded(), cbs=InitCallback(ones, force=True))
+    learn.model.load_state_dict({k:torch.randn_like(v) for k,v in learn.model.state_dict().items()})
+    learn.model[0].requires_grad_(False)
+    fit(learn, 1, 0.)
+    assert all((p==1).all() for p in learn.model.parameters())
+
+def test_own_scheme_before_lsuv():
+    "`pre=` without `layers=`, where a layer is loaded and another frozen"
+    learn = learner(cbs=LSUVCallback(pre=ones))
+    learn.model[0].load_state_dict(net()[0].state_dict())
+    learn.model[1][2].requires_grad_(False)
+    a,b = weights(learn.model[0]),weights(learn.model[1][2])
+    fit(learn, 1, 0.)
+    assert same(a, weights(learn.model[0])) and same(b, weights(learn.model[1][2]))
+    w = learn.model[1][0].weight
+    assert torch.allclose(w, w[0,0].expand_as(w)) and w[0,0]!=1 # of ones, scaled
+
+# Where there is little to do
+
+def test_no_layer_was_called():
+    class Lost(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(12,2)
+        def forward(self, x): return x[:,:2]*2
+    model = Lost()
+    report = lsuv_(model, torch.randn(8,12))
+    assert list(report.df.status)==['not called'] and list(report.df.layer)==['a'] and repr(report)
+    assert same(weights(model), weights(model))
+
+def collab():
+    g = torch.Generator().manual_seed(0)
+    ds = [(torch.randint(0, 20, (2,), generator=g), torch.rand(1, generator=g)*4) for _ in range(64)]
+    return Learner(DataLoaders.from_dsets(ds, ds, bs=16, num_workers=0), EmbeddingDotBias(5, 20, 20, (0,5)), loss_func=MSELossFlat(), cbs=LSUVCallback()).remove_cb(ProgressCallback)
+def test_nothing_to_initialize():
+    "A warning, and the fit goes on"
+    learn = collab()
+    with pytest.warns(UserWarning, match='EmbeddingDotBias has no layer that lsuv initializes'): fit(learn, 1, 1e-3)
+    assert learn.lsuv.done and len(learn.recorder.values)==1
+    learn = collab()
+    before = weights(learn.model)
+    fit(learn, 1, 0.)
+    assert same(before, weights(learn.model))
+
+def test_in_default_callbacks(monkeypatch):
+    "One callback for every Learner that is made"
+    monkeypatch.setattr(defaults, 'callbacks', [*defaults.callbacks, LSUVCallback()])
+    learns = [learner(), learner()]
+    for l in learns: fit(l, 1, 0.)
+    assert all(set(l.lsuv.report.df.status)=={'ok'} for l in learns)
+    assert len({id(l.lsuv) for l in learns})==2
+
+def test_wrong_layers_are_an_error():
+    learn = learner(cbs=LSUVCallback(layers=nn.Conv2d))
+    with pytest.raises(ValueError, match='no layer to initialize'): fit(learn, 1)
+
+def test_batch_of_one():
+    "As `lsuv_` on one item"
+    ds = [(torch.randn(12), torch.tensor(i%2)) for i in range(4)]
+    model = net()
+    learn = Learner(DataLoaders(DataLoader(ds, bs=1), DataLoader(ds, bs=1)), model, loss_func=CrossEntropyLossFlat(), cbs=LSUVCallback()).remove_cb(ProgressCallback)
+    fit(learn, 1, 0.)
+    assert (learn.lsuv.report.df['std']-1).abs().max()<1e-3
+
+class Tuple(nn.Module):
+    "Gives its output and what led to it, as fastai's text models"
+    def __init__(self):
+        super().__init__()
+        self.a,self.b = nn.Linear(12,24),nn.Linear(24,2)
+    def forward(self, x):
+        h = self.a(x).relu()
+        return self.b(h),h
+class TakeFirst(Callback):
+    def after_pred(self): self.learn.pred,self.learn.hidden = self.pred
+
+def test_gradients_by_the_learners_own_loss():
+    learn = learner(Tuple(), cbs=TakeFirst())
+    fit(learn, 1, 1e-3)
+    before = weights(learn.model)
+    report = learn.init_report(grads=True)
+    x,y = learn.dls.train.new(shuffle=False).one_batch()
+    assert report.df.grad_std.gt(0).all() and same(before, weights(learn.model))
+    from fastinit.batch import inputs_targets
+    (x,),(y,) = inputs_targets(learn)
+    h = learn.model.a(x)
+    out = learn.model.b(h.relu())
+    g = torch.autograd.grad(learn.loss_func(out, y), [h, out])
+    for n,v in zip('ab', g): assert abs(report[n].grad_std/v.std().item()-1)<1e-4
+
+class GeneralRelu(nn.Module):
+    "As in the course"
+    def __init__(self, leak=None, sub=None, maxv=None):
+        super().__init__()
+        self.leak,self.sub,self.maxv = leak,sub,maxv
+    def forward(self, x):
+        x = nn.functional.leaky_relu(x, self.leak) if self.leak is not None else nn.functional.relu(x)
+        if self.sub is not None: x -= self.sub
+        if self.maxv is not None: x.clamp_max_(self.maxv)
+        return x
+def test_the_courses_general_relu():
+    "Its std is right, its number stays, and the report says that its mean does"
+    model,x = nn.Sequential(nn.Linear(12,64), GeneralRelu(0.1, 0.4), nn.Linear(64,64), GeneralRelu(0.1, 0.4)),torch.randn(256,12)
+    report = lsuv_(model, x, at='activation')
+    assert any(o.startswith('2 GeneralRelu subtract a plain number, which stays') for o in report.notes)
+    after = [model[:i](x) for i in (2,4)]
+    assert model[1].sub==0.4 and all(abs(o.std()-1)<2e-3 and abs(o.mean())>0.05 for o in after)
+    assert not any('subtract' in o for o in lsuv_(model, x, at='activation', center=False).notes)

@@ -24,9 +24,9 @@ def fans(
     m:nn.Module, # A layer with a weight
 )->tuple: # (fan_in, fan_out)
     "How many inputs an output of `m` sums, and how many outputs an input reaches (Glorot & Bengio 2010); exact for grouped and transposed convolutions."
-    w = m.weight
+    w:Any = m.weight
     taps = w[0,0].numel() if w.ndim>2 else 1
-    if is_transposed(m): return w.shape
+    if is_transposed(m): return tuple(w.shape)
     if isinstance(m, nn.Bilinear): return w.shape[1]*w.shape[2],w.shape[0]*w.shape[2]
     if isinstance(m, _ConvTransposeNd): return max(1, w.shape[0]//m.groups*taps/np.prod(m.stride)),w.shape[1]*taps
     return w.shape[1]*taps,w.shape[0]*taps//getattr(m, 'groups', 1)

@@ -77,17 +77,18 @@ def plot_init_stats(
     axs:Sequence|None=None, # Two axes to draw in
     figsize:tuple|None=None, # Inches; None to fit the number of layers
 )->Sequence: # The two axes: mean left, std right
-    "Mean (left) and std (right) of every layer's output, one line a scheme; guides at 0 and at the target, open circles for layers that are zero by design."
+    "Mean (left) and std (right) of every layer's output, one line a scheme; guides at 0 and at the target, open circles for layers that are zero by design. Means show at least ±0.1."
     reports = _as_dict(reports)
     names = max((list(r.df.layer) for r in reports.values()), key=len)
-    if axs is None: axs = plt.subplots(1, 2, figsize=figsize or (min(16, 9+len(names)/20), 4.8), layout='constrained')[1]
+    if axs is None: axs = plt.subplots(1, 2, figsize=figsize or (min(10.5, 9+len(names)/20), 4.8), layout='constrained')[1]
     colors,log = scheme_colors(reports),zoom is None and _is_wide(reports)
     for ax,col in zip(axs, ('mean','std')):
         for guide in {0.} if col=='mean' else {r.target for r in reports.values()}: ax.axhline(guide, color='0.5', lw=1, ls='--', zorder=1)
         for k,r in reports.items(): _draw(ax, r.df, col, log and col=='std', colors[k], label=k, ls=_dashes.get(k, '-'))
         if zoom is not None: ax.set_ylim(*((-zoom, zoom) if col=='mean' else (0, 1+zoom)))
         elif col=='mean' and log and max(abs(v) for v in ax.get_ylim())>1: ax.set_yscale('symlog', linthresh=max(1, max(abs(v) for v in ax.get_ylim())*1e-6))
-        elif col=='std': ax.set_yscale('log') if log else ax.set_ylim(bottom=0)
+        elif col=='std': ax.set_yscale('log') if log else ax.set_ylim(0, max(ax.get_ylim()[1], 1.25*max(r.target for r in reports.values())))
+        elif max(abs(v) for v in ax.get_ylim())<0.1: ax.set_ylim(-0.1, 0.1) # rounding noise is no signal
         _ticks(ax, names)
         ax.set_ylabel(f'{col} of the output' + (' (log scale)' if ax.get_yscale()!='linear' else ''))
         ax.grid(alpha=0.25)
@@ -113,7 +114,7 @@ def plot_hists(
     "The histogram of every layer's output, a column a layer, the share of its values as brightness: the fastai course's 'colorful dimension'; raises `ValueError` where there are none."
     h = hists.hists if isinstance(hists, InitReport) else hists
     if h is None: raise ValueError('no histograms were recorded: `learn.init_report(hist=True)`, or pass `layer_hists(model, xb)`')
-    if ax is None: ax = plt.subplots(figsize=figsize or (min(16, 7+h.shape[1]/20), 4), layout='constrained')[1]
+    if ax is None: ax = plt.subplots(figsize=figsize or (min(10.5, 7+h.shape[1]/20), 4), layout='constrained')[1]
     step = h.index[1]-h.index[0]
     im = ax.imshow(np.log10(h.to_numpy().clip(1e-4)), origin='lower', aspect='auto', cmap='viridis', vmin=-4, vmax=0,
                    extent=(-0.5, h.shape[1]-0.5, h.index[0]-step/2, h.index[-1]+step/2))
@@ -132,7 +133,7 @@ def plot_grads(
     reports = {k:r for k,r in _as_dict(reports).items() if 'grad_std' in r.df}
     if not reports: raise ValueError('no gradients were recorded: `learn.init_report(grads=True)`')
     names = max((list(r.df.layer) for r in reports.values()), key=len)
-    if ax is None: ax = plt.subplots(figsize=figsize or (min(16, 7+len(names)/20), 4), layout='constrained')[1]
+    if ax is None: ax = plt.subplots(figsize=figsize or (min(10.5, 7+len(names)/20), 4), layout='constrained')[1]
     for (k,r),c in zip(reports.items(), scheme_colors(reports).values()):
         ax.plot(range(len(r.df)), r.df.grad_std.where(r.df.grad_std>0), color=c, marker='o' if len(r.df)<=30 else '.', ms=4, lw=1.5, label=k)
         if (none := np.flatnonzero(r.df.grad_std==0)).size: # no place on a log scale

@@ -80,7 +80,7 @@ def warn_off(
     "One warning for layers that give another std in training, with what could be the cause; the report has it too."
     if not off: return
     n,(now,was) = next(iter(off.items()))
-    causes = [*(repr(cb) for cb in _causes(learn)), *differs_in_training(unwrap(learn.model))]
+    causes = [*(repr(cb) for cb in _causes(learn)), *differs_in_training(check_model(learn.model))]
     text = (f'{len(off)} layers give another std in the first training batch than in the report, by more than a factor of 2 '
             f'(first: {n}, {short_number(now)}, not {short_number(was)}); ')
     text += f"the cause could be {', '.join(causes)}" if causes else 'no callback could be the cause: look at the data'

@@ -219,3 +219,13 @@ def test_an_open_chart_is_not_shown_twice():
 def test_svg_is_the_same_each_time():
     def draw(): return _svg(plot_init_stats(report([1.,2.]))[0].figure)
     assert draw()==draw() and draw().startswith('<svg style=')
+
+def test_rounding_noise_is_no_signal():
+    "After LSUV means of 1e-8 lie on the line at 0, and the line of the stds is not on the frame"
+    r = report([1.]*5)
+    r.df['mean'] = [1e-8,-2e-8,0.,3e-8,-1e-8]
+    mean,std = plot_init_stats(r)
+    assert mean.get_ylim()==(-0.1,0.1) and std.get_ylim()==(0,1.25)
+    r.df['mean'] = [0.3,-0.2,0.,0.1,0.]
+    mean,std = plot_init_stats(r)
+    assert 0.3<mean.get_ylim()[1]<0.4 and std.get_ylim()==(0,1.25)

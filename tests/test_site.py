@@ -89,7 +89,7 @@ def test_benchmarks_are_current(site):
 def test_benchmarks_show_their_charts(site):
     "Each with words for who cannot see it and a caption, and the very picture that is in benchmarks/"
     page = (site/'benchmarks.html').read_text()
-    figures = re.findall(r'<figure><img src="(benchmarks_files/([^"]*))" width="800" alt="([^"]*)"><figcaption>(.*?)</figcaption>', page)
+    figures = re.findall(r'<figure><span[^>]*><img[^>]* src="(benchmarks_files/([^"]*))"[^>]* alt="([^"]*)"></span><figcaption>(.*?)</figcaption>', page)
     assert len(figures)==page.count('<figure')>=35
     for src,name,alt,caption in figures:
         assert (site/src).read_bytes()==(root/'benchmarks'/name).read_bytes()
@@ -120,6 +120,7 @@ class Browser:
     def open(self, url, width=1300):
         self.d.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', dict(width=width, height=900, deviceScaleFactor=1, mobile=width<600))
         self.d.get(url)
+    def prefer(self, mode): self.d.execute_cdp_cmd('Emulation.setEmulatedMedia', dict(features=[dict(name='prefers-color-scheme', value=mode)]))
     def wait(self, f):
         from selenium.webdriver.support.ui import WebDriverWait
         return WebDriverWait(self.d, 10).until(f)
@@ -146,12 +147,98 @@ def test_every_page(browser, url, width):
         assert not browser.broken_images(), n
         assert browser.js('document.querySelector("h1").innerText'), n
 
+def weight(site, page):
+    "Bytes that a browser needs to show the page: without the pictures that it loads when the reader gets there"
+    text = (site/page).read_text()
+    files = re.findall(r'<(?:link[^>]*rel="stylesheet"[^>]*href|script[^>]*src)="([^":?]*)"', text)
+    now = [re.search('src="([^"]*)"', i)[1] for i in re.findall('<img[^>]*>', text) if 'loading="lazy"' not in i]
+    assert not any(i.startswith('data:') and len(i)>2000 for i in now), f'{page}: a picture within the page'
+    return len(text.encode()) + sum((site/f).stat().st_size for f in {*files, *now})
+
+def test_pages_are_light(site):
+    for f in site.glob('*.html'): assert weight(site, f.name)<1e6, f'{f.name}: {weight(site, f.name)/1e6:.2f} MB'
+
+look = r"""
+const found = {clipped:[], alt:[], contrast:[], small:[], shrunk:[]}, wide = innerWidth >= 1280;
+const main = document.querySelector('main'), right = main.getBoundingClientRect().right;
+const say = (e) => (e.innerText || e.textContent || '').trim().replace(/\s+/g, ' ').slice(0, 50);
+for (const t of main.querySelectorAll('table')) {
+  if (!t.offsetWidth) continue;
+  let box = t.parentElement;
+  while (box !== main && !/auto|scroll/.test(getComputedStyle(box).overflowX)) box = box.parentElement;
+  if (t.getBoundingClientRect().right <= right + 1 && box.scrollWidth <= box.clientWidth + 1) continue;
+  if (box === main || (wide && !t.matches('.init-report'))) found.clipped.push(say(t));
+}
+for (const i of document.images) {
+  if (!(i.alt || '').trim()) found.alt.push(i.src.slice(-50));
+  if (main.contains(i) && i.width && i.naturalWidth && i.width/i.naturalWidth < 0.79) found.shrunk.push(`${i.src.slice(-24)} ${i.width}/${i.naturalWidth}`);
+}
+const rgba = (c) => { const m = c.match(/[\d.]+/g).map(Number); return c.startsWith('color(') ? [m[0]*255, m[1]*255, m[2]*255, m[3] ?? 1] : [m[0], m[1], m[2], m[3] ?? 1]; };
+const over = (a, b) => [0,1,2].map(k => a[k]*a[3] + b[k]*(1-a[3])).concat(1);
+const ground = (e) => { const layers = []; for (; e; e = e.parentElement) { const c = rgba(getComputedStyle(e).backgroundColor); if (c[3]) { layers.push(c); if (c[3] === 1) break; } }
+  return layers.reverse().reduce((b, a) => over(a, b), [255,255,255,1]); };
+const light = (c) => c.slice(0,3).map(v => v/255).map(v => v <= 0.03928 ? v/12.92 : ((v+0.055)/1.055)**2.4).reduce((s, v, k) => s + v*[0.2126,0.7152,0.0722][k], 0);
+const ratio = (a, b) => { const [l, d] = [light(a), light(b)].sort((x, y) => y-x); return (l+0.05)/(d+0.05); };
+const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+for (let n; n = walk.nextNode();) {
+  const e = n.parentElement;
+  if (!n.textContent.trim() || !e.checkVisibility({checkOpacity:true, checkVisibilityCSS:true}) || e.closest('script,style,svg,math')) continue;
+  const s = getComputedStyle(e), b = ground(e), r = ratio(over(rgba(s.color), b), b);
+  if (r < 4.5) found.contrast.push(`${r.toFixed(2)} <${e.tagName.toLowerCase()} class="${e.className}"> ${say(e)}`);
+  if (parseFloat(s.fontSize) < 9) found.small.push(`${s.fontSize} ${say(e)}`);
+}
+for (const i of document.querySelectorAll('input')) {
+  const s = getComputedStyle(i, '::placeholder'), b = ground(i), r = ratio(over(rgba(s.color), b), b);
+  if (i.offsetWidth && r < 4.5) found.contrast.push(`${r.toFixed(2)} placeholder`);
+}
+return Object.fromEntries(Object.entries(found).filter(([k, v]) => v.length).map(([k, v]) => [k, [...new Set(v)]]));
+"""
+
+@pytest.mark.parametrize('mode', ['light', 'dark'])
+@pytest.mark.parametrize('width', [400, 1280, 1920])
+def test_legible(browser, url, width, mode):
+    """No table is cut off, every picture has words for who cannot see it, text has a contrast of 4.5 at least and 9 px.
+    A chart's smallest type has 8 pt, 11 px: at 80 % of its size it has 9."""
+    browser.prefer(mode)
+    faults = {}
+    for n in [*notebooks, 'changelog', 'contributing']:
+        browser.open(f'{url}/{n}.html', width)
+        browser.d.execute_script("for (const i of document.images) i.loading = 'eager'; document.querySelectorAll('details').forEach(d => d.open = true)")
+        browser.wait(lambda d: d.execute_script('return [...document.images].every(i => i.complete)'))
+        assert browser.js('document.documentElement.classList.contains("quarto-dark")')==(mode=='dark')
+        if (found := browser.d.execute_script(look)): faults[n] = found
+    browser.prefer('light')
+    assert not faults, json.dumps(faults, indent=1, ensure_ascii=False)
+
 def test_home(browser, url):
     browser.open(f'{url}/index.html')
     assert 'fastinit' in browser.js('document.title')
     assert browser.js('[...document.images].filter(i => i.naturalWidth>400).length')>=1, 'no chart'
     for section in ('Tutorials','How to','API reference'):
         assert section in browser.js('document.querySelector("#quarto-sidebar").innerText')
+
+def test_what_a_page_has(site):
+    "Previous and next, source, edit and report links, a footer, a card for who shares it; the sidebar begins with the reference"
+    for f in site.glob('*.html'):
+        text = f.read_text()
+        for mark in ('page-navigation','nav-footer','Edit this page','View source','Report an issue','property="og:title"','twitter:card'): assert mark in text, f'{f.name}: {mark}'
+    page = (site/'lsuv.html').read_text()
+    assert '/blob/main/nbs/11_lsuv.ipynb' in page and '/edit/main/nbs/11_lsuv.ipynb' in page
+    sidebar = re.findall('class="menu-text">([^<]*)<', page[page.index('id="quarto-sidebar"'):])
+    assert sidebar[:5]==['fastinit','Reference','callback','lsuv','schemes'] and sidebar.index('probe')>sidebar.index('Internals')
+
+def test_arguments(site):
+    "A table of arguments, with types as people write them"
+    page = html.unescape(re.sub('<[^>]*>', '', (site/'lsuv.html').read_text()))
+    assert 'type | str | Module | callable | list | None' in page and 'collections.abc' not in page
+
+@pytest.mark.parametrize('asked,page', [('how do I use it with lightning','plain_pytorch.html'), ('several gpus','several_gpus.html'), ('kaiming','schemes.html')])
+def test_search_takes_a_question(browser, url, asked, page):
+    from selenium.webdriver.common.by import By
+    browser.open(f'{url}/index.html')
+    browser.d.find_element(By.CSS_SELECTOR, '#quarto-search input').send_keys(asked)
+    found = browser.wait(lambda d: [e.get_attribute('href') for e in d.find_elements(By.CSS_SELECTOR, 'a.search-result')])
+    assert any(page in o for o in found[:3]), found[:5]
 
 def test_tutorial(browser, url):
     n = next(re.sub(r'^\d+_', '', f.stem) for f in sorted((root/'nbs').glob('3*.ipynb')))

@@ -1,5 +1,5 @@
 "Build the site to _docs/ from the notebooks, without Quarto."
-import html, os, re, shutil, subprocess, sys
+import base64, hashlib, html, json, os, re, shutil, subprocess, sys
 from pathlib import Path
 import yaml
 from latex2mathml.converter import convert
@@ -18,11 +18,46 @@ def renamed(text):
     "`text` with links to notebooks by their pages' names"
     return re.sub(r'\b\d+[a-z]?_(\w+\.ipynb)', r'\1', text)
 
+argument = re.compile(r'^ +(?P<name>\*{0,2}\w+)(?::(?P<type>.*?))?(?:=(?P<default>.*?))?,(?: # (?P<about>.*))?$')
+
+def as_written(type):
+    "A type as people write it: `collections.abc.Callable | None` → `callable | None`"
+    return re.sub(r'\b(?:\w+\.)+', '', type or '').replace('Callable', 'callable').replace('Iterable', 'list')
+
+def signature(m):
+    "A documented signature as one line of code and a table of its arguments"
+    if '\n' not in m[1]: return m[0]
+    head,*lines,end = m[1].splitlines()
+    arguments = [argument.match(l) for l in lines]
+    if not lines or not all(arguments) or not any(a['about'] for a in arguments): return m[0]
+    short = ', '.join(a['name'] + (f"={a['default']}" if a['default'] else '') for a in arguments)
+    gives,_,about_result = end.partition(' # ')
+    cell = lambda text: (text or '').replace('|', r'\|')
+    code = lambda text: f'`{cell(text)}`' if text else ''
+    rows = [f"| {code(a['name'])} | {code(as_written(a['type']))} | {code(a['default'])} | {cell(a['about'])} |" for a in arguments]
+    result = as_written(gives.partition('->')[2].strip(' :'))
+    if result or about_result: rows.append(f'| *returns* | {code(result)} | | {cell(about_result)} |')
+    table = ['| Argument | Type | Default | Meaning |', '|---|---|---|---|', *rows]
+    return '\n'.join([f'```python\n{head}{short})\n```', '', '::: {.arguments}', '', *table, '', ':::'])
+
+def document_arguments(f):
+    "In the notebook `f`, the arguments of each documented function as a table; each chart once"
+    nb = json.loads(f.read_text())
+    for c in nb['cells']:
+        charts = [o for o in c.get('outputs', []) if 'image/png' in o.get('data', {})]
+        for o in c.get('outputs', []):
+            page = ''.join(o.get('data', {}).get('text/html', ''))
+            if charts and 'init-report' in page: o['data']['text/html'] = re.sub('<img[^>]*>', '', page) # the cell shows them already
+            md = ''.join(o.get('data', {}).get('text/markdown', ''))
+            if md: o['data']['text/markdown'] = re.sub(r'```python\n((?:def|class) .*?)\n```', signature, md, flags=re.S)
+    f.write_text(json.dumps(nb))
+
 def stage(cache, site):
     "Copy the processed notebooks under their pages' names, and a configuration without Quarto's own options"
     shutil.rmtree(site, ignore_errors=True)
     shutil.copytree(cache, site)
     for f in site.glob('*.ipynb'):
+        document_arguments(f)
         text = re.sub(r'"output-file: [^"]*",?\s*', '', f.read_text()) # Quarto's own
         text = re.sub(r'>fastinit\.[a-z_.]+\.', '>', text.replace('torch.nn.modules.module.Module', 'nn.Module')) # in signatures
         f.write_text(renamed(text))
@@ -32,14 +67,20 @@ def stage(cache, site):
         if (path := root/'nbs'/f).exists(): merge(cfg, yaml.safe_load(path.read_text()))
     cfg['format'] = {'html': {k:v for k,v in cfg['format']['html'].items() if k!='keep-md'}}
     cfg.pop('format-links', None)
-    cfg['website']['sidebar']['contents'] = with_files(cfg['website']['sidebar']['contents'])
+    contents = cfg['website']['sidebar']['contents']
+    cfg['website']['sidebar']['contents'] = with_files(contents, named(contents))
     cfg['project']['output-dir'] = str(root/'_docs')
     (site/'_quarto.yml').write_text(renamed(yaml.safe_dump(cfg, sort_keys=False)))
 
-def with_files(contents):
-    "Sidebar entries with their patterns replaced by the notebooks that there are; sections without any are left out"
-    if isinstance(contents, str): return sorted(f.name for f in (root/'nbs').glob(contents))
-    entries = [{**o, 'contents':with_files(o['contents'])} if isinstance(o, dict) else o for o in contents]
+def named(contents):
+    "The notebooks that the sidebar names one by one"
+    if isinstance(contents, str): return []
+    return [n for o in contents for n in (named(o['contents']) if isinstance(o, dict) else [o])]
+
+def with_files(contents, taken):
+    "Sidebar entries with their patterns replaced by the notebooks not `taken`; sections without any are left out"
+    if isinstance(contents, str): return sorted(f.name for f in (root/'nbs').glob(contents) if f.name not in taken)
+    entries = [{**o, 'contents':with_files(o['contents'], taken)} if isinstance(o, dict) else o for o in contents]
     return [o for o in entries if not isinstance(o, dict) or o['contents']]
 
 def merge(a, b):
@@ -80,6 +121,79 @@ def pictures(out):
             shutil.copy(root/'benchmarks'/name, to)
         if (new := text.replace('src="../benchmarks/', 'src="benchmarks_files/'))!=text: f.write_text(new)
 
+def number(text):
+    "`text` with three digits if it is a number with more, else None"
+    text = html.unescape(text).strip()
+    if not re.fullmatch(r'[-+−]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( ?%)?|[-+]?nan|[-+]?inf|–', text): return None
+    if not re.fullmatch(r'[-+]?\d*\.\d{2,}', text): return text
+    short = f'{float(text):.3g}'
+    return f'{float(text):.0f}' if 'e+' in short else short if len(short)<len(text) else text
+
+def cell(m):
+    "A cell of a table: numbers marked, so that they are right-aligned, and to three digits"
+    tag,attrs,content = m[1],m[2],m[3]
+    text = number(content)
+    return m[0] if text is None or 'style=' in attrs else f'<{tag}{attrs} class="num">{text}</{tag}>'
+
+def table(m):
+    "A table in a box of its own that scrolls where the window is too narrow; pandas' own style gone"
+    text = re.sub(r' border="1"| style="text-align: \w+;?"', '', m[0])
+    if 'init-report' not in text: text = re.sub(r'<(td)((?: [^>]*)?)>([^<>]*)</td>', cell, text)
+    return f'<div class="table-box" tabindex="0">{text}</div>'
+
+def tables(out):
+    for f in out.rglob('*.html'):
+        text = re.sub(r'<style scoped>.*?</style>', '', f.read_text(), flags=re.S)
+        f.write_text(re.sub(r'<table\b.*?</table>', table, text, flags=re.S))
+
+def images(out):
+    "Pictures out of the pages into files, of known size, that a browser loads when the reader gets there; each in a box that scrolls"
+    (out/'images').mkdir()
+    def image(m):
+        png = base64.b64decode(m[2])
+        name = f'images/{hashlib.sha256(png).hexdigest()[:16]}.png'
+        (out/name).write_bytes(png)
+        return f'{m[1]}src="{name}"'
+    def shown(m):
+        src = re.search('src="([^":]*[.]png)"', m[0])
+        if not src: return m[0]
+        width,height = png_size(out/src[1])
+        img = re.sub(r' (?:width|height|loading)="[^"]*"', '', m[0])
+        img = img.replace('<img', f'<img loading="lazy" width="{width}" height="{height}" style="--w:{width}px"', 1)
+        return f'<span class="chart" tabindex="0">{img}</span>'
+    for f in out.glob('*.html'):
+        text = re.sub(r'(<img[^>]*?)src="data:image/png;base64,([^"]*)"', image, f.read_text())
+        f.write_text(re.sub(r'<img [^>]*>', shown, text))
+
+def png_size(f):
+    "Width and height of a PNG, from its header"
+    data = f.read_bytes()
+    return int.from_bytes(data[16:20], 'big'),int.from_bytes(data[20:24], 'big')
+
+def sources(out):
+    "The links `view source` and `edit` lead to the notebook by its own name"
+    notebook = {page(f.name):f.name for f in (root/'nbs').glob('*.ipynb')}
+    for f in out.glob('*.html'):
+        new = re.sub(r'(/(?:edit|blob)/main/nbs/)([\w.]+)', lambda m: m[1]+notebook.get(m[2], m[2]), f.read_text())
+        f.write_text(new)
+
+search_words = """(q) => {
+    const little = new Set("a an and are as at be can do does for from get have how i in is it my of on or should the this to use using what when where which why will with you".split(" "));
+    const words = q.toLowerCase().split(/[^\\w.]+/).filter((w) => w.length > 1 && !little.has(w));
+    const asked = words.length ? words : q.toLowerCase().split(/\\s+/);
+    const times = (text, w, most) => Math.min(most, (text || "").toLowerCase().split(w).length - 1);
+    const score = (e) => asked.reduce((s, w) => s + 20 * Math.min(1, times(e.section + " " + e.title + " " + e.href, w, 1)) + times(e.text, w, 5), 0);
+    const all = (e) => asked.filter((w) => (e.title + " " + e.section + " " + e.text).toLowerCase().includes(w)).length;
+    return index.map((e) => ({ item: e, s: 50 * all(e) + score(e) })).filter((h) => h.s > 0).sort((a, b) => b.s - a.s);
+  }"""
+
+def search(out):
+    "A search that takes a question: by its words, without those that every page has; Fuse's finds only near copies of the whole"
+    f = out/'site_libs/smalldocs.js'
+    text,was = f.read_text(),'fuse ? fuse.search(q, { limit }).map((h) => h.item)'
+    if was not in text: raise SystemExit(f'{f.name} has another search than the one that is replaced here')
+    f.write_text(text.replace(was, f'fuse ? ((found) => (found.length ? found.slice(0, limit) : fuse.search(q, {{ limit }})).map((h) => h.item))(({search_words})(q))'))
+
 def main():
     os.chdir(root)
     cfg,site,out = get_config(),root/'_proc_site',root/'_docs'
@@ -93,6 +207,10 @@ def main():
     mathml(out)
     no_fonts(out)
     pictures(out)
+    tables(out)
+    images(out)
+    sources(out)
+    search(out)
     print(f'the site is in {out.name}/: open {out.name}/index.html')
 
 if __name__=='__main__': main()

@@ -16,8 +16,13 @@ def light(png, width=None):
     few_colors(im).save(buf := io.BytesIO(), 'PNG', optimize=True)
     return base64.b64encode(buf.getvalue()).decode()
 
+def as_shown(text):
+    "What a terminal shows of `text` at its end: progress bars are overwritten"
+    return ''.join(line.rstrip('\r').rsplit('\r', 1)[-1].rstrip(' ')+'\n' for line in text.split('\n') if line.strip()) if '\r' in text else text
+
 def lighten(output):
-    "Make the pictures of a cell's output light: its own, and those within its HTML"
+    "Make a cell's output light: its pictures, those within its HTML, and what a progress bar left"
+    if output['output_type']=='stream': output['text'] = as_shown(''.join(output['text']).replace('\r\n', '\n')).splitlines(keepends=True)
     data = output.get('data', {})
     width = output.get('metadata', {}).get('image/png', {}).get('width')
     if 'image/png' in data: data['image/png'] = light(data['image/png'], width)

@@ -1,13 +1,17 @@
 "Write README.md and its pictures from nbs/index.ipynb, the same bytes each time."
 import base64, re, shutil
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 import yaml
 from fastcore.nbio import read_nb
+from nbdev.config import get_config
 from nbdev.processors import FilterDefaults
 
 root = Path(__file__).resolve().parent.parent
 pics = root/'README_files'
+cfg = get_config()
+site = f'{cfg.doc_host}{cfg.doc_baseurl}'.rstrip('/')
 
 class Rows(HTMLParser):
     "The cells of a pandas table, row by row"
@@ -27,26 +31,41 @@ def table(html):
     lines = [head, ['---']*len(head), *rows]
     return '\n'.join(f"| {' | '.join(l)} |" for l in lines)
 
-def output(o, name):
+def report(html):
+    "Markdown of a report: its sentence, its table, its advice"
+    about,_,rest = html.partition('<table')
+    text,_,after = rest.partition('</table>')
+    words = lambda part: re.sub(r'</?b>', '**', re.sub(r'</?(?:p|div|h\d|img)[^>]*>', '\n', part)).strip()
+    return '\n\n'.join(filter(None, [words(about), table(f'<table{text}</table>'), words(after)]))
+
+def option(source, name, default=''):
+    "What a directive of a cell says: `#| fig-alt: …`"
+    found = re.search(rf'^#\| *{name}: *(.*)$', source, re.M)
+    return yaml.safe_load(found[1]) if found else default
+
+def picture(o, name, source):
+    "Markdown of a chart, with its words for who cannot see it and its caption; the file it is in"
+    (pics/f'{name}.png').write_bytes(base64.b64decode(o['data']['image/png']))
+    width = o.get('metadata', {}).get('image/png', {}).get('width', 800)
+    img = f'<img src="{pics.name}/{name}.png" width="{width}" alt="{escape(option(source, "fig-alt", "chart"))}">'
+    return '\n\n'.join([img, *(f'*{c}*' for c in [option(source, 'fig-cap')] if c)])
+
+def output(o, name, source):
     "Markdown of one output of a cell"
     if o['output_type']=='stream': return f"```\n{''.join(o['text']).rstrip()}\n```"
     d = o.get('data', {})
-    if 'image/png' in d:
-        (pics/f'{name}.png').write_bytes(base64.b64decode(d['image/png']))
-        width = o.get('metadata', {}).get('image/png', {}).get('width', 800)
-        return f'<img src="{pics.name}/{name}.png" width="{width}" alt="chart">'
-    if 'text/html' in d: return table(''.join(d['text/html']))
+    if 'image/png' in d: return picture(o, name, source)
+    if 'text/html' in d: return report(''.join(d['text/html']))
     if 'text/markdown' in d: return ''.join(d['text/markdown'])
     return f"```\n{''.join(d['text/plain']).rstrip()}\n```" if 'text/plain' in d else ''
 
 def cell(c, i):
     "Markdown of one cell"
     if c.cell_type!='code':
-        text = re.sub(r'\[(`[^`]+`)\]\(https?:[^)]*\)', r'\1', c.source) # links into the site: GitHub has the notebooks
-        return re.sub(r'\]\((\d+\w*\.ipynb)', r'](nbs/\1', text)
-    shown = [md for k,o in enumerate(c.outputs) if (md := output(o, f'cell-{i}-{k}'))]
-    source = [] if re.search(r'^#\|\s*echo:\s*false', c.source, re.M) else [f'```python\n{c.source.rstrip()}\n```']
-    return '\n\n'.join([*source, *shown])
+        return re.sub(r'\]\(\d+[a-z]?_(\w+)\.ipynb', rf']({site}/\1.html', c.source) # pages of the site, which render everywhere
+    shown = [md for k,o in enumerate(c.outputs) if (md := output(o, f'cell-{i}-{k}', c.source))]
+    code = re.sub(r'^#\|.*\n', '', c.source, flags=re.M).rstrip()
+    return '\n\n'.join([*([] if option(c.source, 'echo') is False else [f'```python\n{code}\n```']), *shown])
 
 def main():
     nb = read_nb(root/'nbs/index.ipynb')

@@ -1,0 +1,56 @@
+"The code that a reader sees on a page runs as pasted, without what the page hides."
+import ast, builtins, re, subprocess, sys
+from pathlib import Path
+import pytest
+from fastcore.nbio import read_nb
+
+root = Path(__file__).resolve().parent.parent
+pages = sorted(f for f in (root/'nbs').glob('*.ipynb') if re.match(r'index|[345]\d_', f.name))
+how_to = [f for f in pages if re.match(r'index|36|4', f.name)]
+
+def visible(f):
+    "The code cells of the notebook `f` that the site shows, in one text"
+    cells = [c.source for c in read_nb(f).cells if c.cell_type=='code']
+    hidden = r'^#\|\s*(hide\b|export|default_exp|(echo|include):\s*false|eval:\s*false)'
+    return '\n\n'.join(c for c in cells if not re.search(hidden, c, re.M))
+
+def star(module):
+    "The names that `from module import *` gives"
+    names = {}
+    exec(f'from {module} import *', names)
+    return set(names)
+
+def unknown(code):
+    "Names that `code` uses and nothing in it, no import and no builtin gives"
+    tree,known,used = ast.parse(code),{*dir(builtins), 'display'},set() # notebooks have `display`
+    for n in ast.walk(tree):
+        if isinstance(n, ast.ImportFrom) and n.names[0].name=='*': known |= star(n.module)
+        elif isinstance(n, (ast.Import,ast.ImportFrom)): known |= {(a.asname or a.name).split('.')[0] for a in n.names}
+        elif isinstance(n, (ast.FunctionDef,ast.ClassDef)): known.add(n.name)
+        elif isinstance(n, ast.arg): known.add(n.arg)
+        elif isinstance(n, ast.ExceptHandler) and n.name: known.add(n.name)
+        elif isinstance(n, ast.Name): (used if isinstance(n.ctx, ast.Load) else known).add(n.id)
+    return sorted(used-known)
+
+@pytest.mark.parametrize('f', pages, ids=lambda f: f.stem)
+def test_nothing_that_is_hidden_is_needed(f):
+    assert not (names := unknown(visible(f))), f'{f.name} shows code that needs {", ".join(names)} from a hidden cell'
+
+def test_unknown_names_are_found():
+    assert unknown('import torch\nx = torch.ones(2)\nprint(x, y)')==['y']
+    assert unknown('from math import *\ndef f(a): return sqrt(a)+b\nf(1)')==['b']
+
+run = '''
+import sys, warnings, matplotlib
+matplotlib.use('Agg')
+warnings.simplefilter('ignore')
+for f in sys.argv[1:]:
+    try: exec(compile(open(f).read(), f, 'exec'), {'__name__':'__main__', 'display':print})
+    except BaseException as e: sys.exit(f'{f}: {type(e).__name__}: {e}')
+'''
+
+def test_runs_as_pasted(tmp_path):
+    "The how-to pages, one after the other, each with names of its own"
+    for f in how_to: (tmp_path/f'{f.stem}.py').write_text(visible(f))
+    r = subprocess.run([sys.executable, '-c', run, *(f'{f.stem}.py' for f in how_to)], cwd=tmp_path, capture_output=True, text=True)
+    assert r.returncode==0, r.stderr[-2000:]

@@ -188,7 +188,7 @@ def unknown_weights(
     res = {}
     for m,n in layer_names(unwrap(model)).items():
         ws = [p for k,p in m._parameters.items() if p is not None and p.is_floating_point() and p.numel()>max(p.shape, default=1) and not re.search('bias|pos|embed|token|table', k)]
-        if ws and not is_known(m) and not isinstance(m, known) and 'parametrizations.' not in n: res[n] = (type(m).__name__, len(ws), _has_weight(m))
+        if ws and not is_known(m) and not isinstance(m, (*known, torch.jit.ScriptModule)) and 'parametrizations.' not in n: res[n] = (type(m).__name__, len(ws), _has_weight(m))
     return res
 
 def recurrent_params(

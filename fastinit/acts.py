@@ -104,7 +104,7 @@ def act_gain(
 
 # %% ../nbs/02_acts.ipynb #1a468212
 class _Tracer(torch.fx.Tracer):
-    def is_leaf_module(self, m, name): return isinstance(m, affine_types) or is_leaf(m) or super().is_leaf_module(m, name)
+    def is_leaf_module(self, m, name): return is_affine(m) or is_leaf(m) or super().is_leaf_module(m, name)
 
 def _node_act(node, mods):
     "The activation that `node` of an fx graph computes, or None"
@@ -114,13 +114,23 @@ def _node_act(node, mods):
     return lambda z: f(z, *node.args[1:], **node.kwargs)
 
 # %% ../nbs/02_acts.ipynb #badd72dc
-_reset = (*affine_types, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm) # whatever came before, variance starts anew
+_norms = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
+
+@torch.no_grad()
+def _starts_anew(m):
+    "Is the variance of what `m` gives its own, whatever came before? So it is after a layer, and after whatever gives the same for ten times its input"
+    if is_affine(m) or isinstance(m, _norms): return True
+    width = next((len(p) for p in m._parameters.values() if p is not None and p.ndim==1), None)
+    if width is None or not is_leaf(m): return False
+    z = torch.linspace(-2, 3, 6*width).sin().view(2, 3, width).to(next(m.parameters()))
+    try: return torch.allclose(deepcopy(m).forward(10*z), deepcopy(m).forward(z), rtol=1e-2)
+    except Exception: return False # it wants another shape
 
 def _gain_before(node, mods):
     "Gain for what `node` computes, which the layer that it feeds must undo"
     act = _node_act(node, mods)
     if act is not None: return act_gain(act)
-    if node.op=='call_module' and isinstance(mods[node.target], _reset): return 1.
+    if node.op=='call_module' and _starts_anew(mods[node.target]): return 1.
     gains = {_gain_before(o, mods) for o in node.all_input_nodes}
     return gains.pop() if len(gains)==1 else 1.
 
@@ -134,5 +144,5 @@ def auto_gains(
         raise ValueError(f"nonlinearity='auto' cannot trace {type(model).__name__} ({e}): name the nonlinearity, such as 'relu'") from e
     mods,res = dict(model.named_modules()),{}
     for node in graph.nodes:
-        if node.op=='call_module' and isinstance(mods[node.target], affine_types): res.setdefault(node.target, _gain_before(node.args[0], mods))
+        if node.op=='call_module' and is_affine(mods[node.target]): res.setdefault(node.target, _gain_before(node.args[0], mods))
     return res

@@ -14,8 +14,11 @@ from .tensors import *
 from .layers import *
 from .probe import *
 from torch.nn.modules.batchnorm import _NormBase
+from torch.utils.checkpoint import CheckpointFunction
 
 # %% ../nbs/08_branches.ipynb #d0b70006
+_sums = ('AddBackward','SubBackward','LerpBackward') # a − b and a + t·(b − a) are sums too
+
 def _inputs(node): return [o for o,_ in node.next_functions if o is not None]
 
 def _shape(node): return list(node._input_metadata[0].shape) # of what the operation gave
@@ -58,15 +61,22 @@ class _Graph:
             if node in self.layer_of or len(ins)!=1: return node,normed
             node = ins[0]
 
-    def comes_from(self, node, src):
-        "Is there a way back from `node` to `src`?"
-        seen,todo,oldest = set(),[node],src._sequence_nr() if _inputs(src) else -1
+    def behind(self, node, src):
+        "`node` and what it comes from, back to when `src` was computed; with `src` if there is a way to it"
+        seen,todo,oldest = {node},[node],src._sequence_nr() if _inputs(src) else -1
         while todo:
-            if (n := todo.pop()) is src: return True
+            if (n := todo.pop()) is src: continue
             new = [o for o in _inputs(n) if o not in seen and (not _inputs(o) or o._sequence_nr()>=oldest)]
             seen.update(new)
             todo += new
-        return False
+        return seen
+
+    def is_projection(self, short, branch):
+        "Is `short` a layer on what `branch` begins with, and not one of the branch, as in a recurrent network?"
+        src = self.source(short)
+        if src is self.source(branch): return False
+        behind = self.behind(branch, src)
+        return src in behind and self.layer_of[short] not in {self.layer_of.get(o) for o in behind}
 
     def is_used_otherwise(self, node, add):
         "Does what `node` gives reach the model's output other than through `add`?"
@@ -87,16 +97,16 @@ class _Graph:
         "Do `branch` and the shorter way `short` come from the same place?"
         if self.layer_of.get(branch) is None: return False
         while True:
-            if self.comes_from(branch, short): return short is not branch
+            if short in self.behind(branch, short): return short is not branch
             if short not in streams: break
             short = streams[short] # branches side by side: x + f(x) + g(x)
-        return short in self.layer_of and (src := self.source(short)) is not self.source(branch) and self.comes_from(branch, src)
+        return short in self.layer_of and self.is_projection(short, branch)
 
     def branches(self, outs):
         "Name of the layer that ends each branch → does a normalization follow it?"
         res,streams = {},{}
         for add in self.walk(outs):
-            if not add.name().startswith('AddBackward') or len(ins := _inputs(add))!=2: continue
+            if not add.name().startswith(_sums) or len(ins := _inputs(add))!=2: continue
             (a,a_normed),(b,b_normed) = map(self.back, ins)
             for branch,normed,short in ((a,a_normed,b), (b,b_normed,a)):
                 if self.is_residual(branch, short, streams) and not self.is_used_otherwise(branch, add):
@@ -106,25 +116,42 @@ class _Graph:
         return res
 
 # %% ../nbs/08_branches.ipynb #d0b70007
-def _two_items(o): # Of a batch of more; marked for the graph
-    o = o[:2] if isinstance(o, Tensor) and o.ndim else o
+def _marked(o): # A leaf of the graph
     return o.detach().clone().requires_grad_().clone() if isinstance(o, Tensor) and o.is_floating_point() else o
 
-def residual_branches(
-    model:nn.Module, # Any model that autograd can follow; left bit-identical
-    *xb:Any, # Its inputs: one batch, of which two items are passed
-)->dict: # Dotted name of the layer that ends each residual branch, in order of execution → does a normalization follow it there?
-    "The residual branches of `model`, from the graph of one forward pass of two items; raises `InitError` for a batch that does not fit."
-    model = unwrap(check_model(model))
+def _two_items(xb):
+    "Two items of all that has the length of the batch"
+    n = next((len(o) for o in xb if isinstance(o, Tensor) and o.ndim), 0)
+    return [o[:2] if isinstance(o, Tensor) and o.ndim and len(o)==n else o for o in xb]
+
+@contextmanager
+def _no_checkpoints():
+    "Reentrant checkpoints run what is in them without a graph"
+    def _plain(f, preserve, *args): return f(*args)
+    CheckpointFunction.apply = _plain
+    try: yield
+    finally: del CheckpointFunction.apply
+
+def _branches(model, xb):
+    "The residual branches of `model`, from one forward pass of all of `xb`"
     names = layer_names(model)
     units = attention_units(names)
-    layers = {units.get(m, m):n for m,n in names.items() if isinstance(m, (*affine_types, nn.Embedding)) or m in units}
+    layers = {units.get(m, m):n for m,n in names.items() if is_affine(m) or isinstance(m, nn.Embedding) or m in units}
     norms = {m for m in names if isinstance(m, (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm))}
     graph,hooks = _Graph(layers, norms),[]
-    with probing(model, *xb), require_grad(model, False), torch.enable_grad(): # so that the graph holds activations only
+    with probing(model, *xb), require_grad(model, False), torch.enable_grad(), _no_checkpoints(): # so that the graph holds activations only
         try:
             hooks += [m.register_forward_hook(graph.hook) for m in [*layers, *norms]]
-            outs = list(all_tensors(forward(model, *map(_two_items, xb))))
+            outs = list(all_tensors(forward(model, *map(_marked, xb))))
             return graph.branches([o.grad_fn for o in outs if o.grad_fn is not None])
         finally:
             for h in hooks: h.remove()
+
+def residual_branches(
+    model:nn.Module, # Any model that autograd can follow; left bit-identical
+    *xb:Any, # Its inputs: one batch, of which two items are passed, or all where the model takes no fewer
+)->dict: # Dotted name of the layer that ends each residual branch, in order of execution → does a normalization follow it there?
+    "The residual branches of `model`, from the graph of one forward pass of two items; raises `InitError` for a batch that does not fit."
+    model = unwrap(check_model(model))
+    try: return _branches(model, _two_items(xb))
+    except InitError: return _branches(model, xb) # an edge list, say, names items that are not there

@@ -102,6 +102,7 @@ class Correction:
         self.pool = pool or Pool()
         self.targets,self.names = targets or {},{m:n for n,m in layers.items()}
         self.done,self.left = {},{} # dotted name → `Step`, or why there was none
+        self.constant = set() # names of the `done` whose output had no spread in any call: nothing was done
         self.given = {} # dotted name → (std, mean) of what it is thought to give now
         self.todo,self.owners,self.off_center,self.stuck = set(layers),{},set(),set()
         self.saved:Saved|None = None
@@ -113,7 +114,9 @@ class Correction:
     def __exit__(self, *args):
         for h in self.hooks: h.remove()
         for n,(sd,mean,_) in self.waiting.items(): # constant in every call
-            if n not in self.done: self.done[n] = Step(mean, sd, Affine(1., 0. if self.centers(n) else None))
+            if n not in self.done:
+                self.done[n] = Step(mean, sd, Affine(1., 0. if self.centers(n) else None))
+                self.constant.add(n)
 
     def again(self,
         names:Iterable, # Of the layers to correct

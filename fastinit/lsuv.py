@@ -81,8 +81,8 @@ def _check_options(pre='kaiming', std=1., center=True, at='layer', branch_scale=
 
 # %% ../nbs/11_lsuv.ipynb #d3a1520b
 class _Passes:
-    "The forward passes of LSUV, each from the same state of the model"
-    def __init__(self, model, xb, fix, new_stats, params, pool, tol):
+    "The forward passes of LSUV, each from the same state of the model; layers that `fix` left alone have after each what `saved` has, to the bit"
+    def __init__(self, model, xb, fix, saved, new_stats, params, pool, tol):
         store_attr()
         self.layer_params = {n:list(m.parameters()) for n,m in fix.layers.items()}
 
@@ -91,12 +91,8 @@ class _Passes:
         with probing(self.model, *self.xb, but=self.params) as self.notes, ExitStack() as stack:
             for c in contexts: stack.enter_context(c)
             forward(self.model, *self.xb)
-
-    def correct(self, saved, *stats):
-        "Correct what `fix` waits for; layers that it left alone get back what `saved` has, to the bit"
-        self.run(*stats, self.fix) # whose hooks come first
         done,left = ([p for n,ps in self.layer_params.items() if (n in self.fix.done)==d for p in ps] for d in (True,False))
-        if left: saved.restore(but=done, only=left)
+        if left: self.saved.restore(but=done, only=left)
 
     def measure(self):
         "The rows of what every layer gives now"
@@ -109,7 +105,7 @@ class _Passes:
         fix,rows = self.fix,judged(stats, self.fix.std, self.pool, self.fix.targets)
         _first_not_finite(rows)
         for r in rows:
-            if r['layer'] not in fix.done: continue
+            if r['layer'] not in fix.done or r['layer'] in fix.constant: continue
             target = fix.target(r['layer'])
             if fix.targets: r['target'] = target
             std = float(getattr(stats, 'after', {}).get(r['layer'], r['std'])) # that of the activation where it counts
@@ -122,14 +118,14 @@ class _Passes:
         def _bad(r):
             target = self.fix.target(r['layer'])
             return r['error']>self.tol/2 or self.fix.zero_mean(r['layer']) and abs(r['mean'])>0.02*max(target, 1e-3)
-        return [r['layer'] for r in rows if r['layer'] in self.fix.done and r['layer'] not in self.fix.stuck and r['std']>1e-6*abs(r['mean']) and _bad(r)]
+        return [r['layer'] for r in rows if 'error' in r and r['layer'] not in self.fix.stuck and r['std']>1e-6*abs(r['mean']) and _bad(r)]
 
 # %% ../nbs/11_lsuv.ipynb #d3a1520c
-def _corrected(passes, saved, verify, rounds=6):
+def _corrected(passes, verify, rounds=6):
     "Correct, measure, and repeat for the layers that are off; the rows of the last pass"
     fix = passes.fix
     stats = [] if verify else [passes.new_stats(known=fix.given)]
-    passes.correct(saved, *stats)
+    passes.run(*stats, fix) # whose hooks come first
     single = [n for n,(_,_,count) in fix.waiting.items() if count==1]
     if single: raise InitError(f'{single[0]} ({type(fix.layers[single[0]]).__name__}) gives a single value on this batch, which has no std: use a larger batch')
     if not verify: return passes.look(*stats)
@@ -137,8 +133,7 @@ def _corrected(passes, saved, verify, rounds=6):
     for _ in range(rounds):
         off = passes.off(rows)
         if not off: break
-        fix.again(off, saved)
-        passes.correct(saved)
+        passes.run(fix.again(off, passes.saved))
         rows = passes.measure()
     return rows
 
@@ -171,17 +166,18 @@ def lsuv_(
         kind = partial(ActivationCorrection, acts=acts, tol=tol, max_iter=max_iter) if at=='activation' else ChannelCorrection if center=='channel' else Correction
         fix = kind(scaled, Moments(), std, center=bool(center), pool=pool, targets=targets, units=attention_units(model.modules()))
         new_stats = partial(AfterActivation, model, scaled, acts) if at=='activation' else partial(LayerStats, model, include_paramless)
-        passes = _Passes(model, xb, fix, new_stats, params, pool, tol)
         with all_or_nothing(params) as saved, unmoved_rng():
+            passes = _Passes(model, xb, fix, saved, new_stats, params, pool, tol)
             if pre is not None and todo: run_scheme(pre, model, todo, *xb)
             pool.share(params)
-            rows = _corrected(passes, saved, verify)
+            rows = _corrected(passes, verify)
             pool.close()
             _add_steps(rows, fix.done)
             numbers = [m for m in acts if center and not isinstance(m, GeneralReLU) and isinstance(getattr(m, 'sub', None), (int,float))]
             if numbers: said.append(f'{len(numbers)} {type(numbers[0]).__name__} subtract a plain number, which stays as it is: their mean is not brought to 0, as that of a GeneralReLU is')
             if not verify: said.append('the means and stds are predicted: verify=False leaves out the pass that measures them')
-            report = InitReport(partial(_lsuv_frame, rows), 'lsuv', std, [*said, *passes.notes, *call_notes(rows)]) # the table is made when it is looked at
+            report = InitReport(partial(_lsuv_frame, rows), 'lsuv', std, [*said, *passes.notes, *call_notes(rows), *(unknown_note(model) if todo.by_default else [])]) # the table is made when it is looked at
+            report.at = at
             report.mark({**left, **{n:fix.left.get(n, 'not called') for n in scaled if n not in fix.done}})
             warn_left(report.left)
             _warn_slow(rows, std, tol)

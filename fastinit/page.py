@@ -17,15 +17,13 @@ from .report import *
 from .plot import *
 
 # %% ../nbs/13_page.ipynb #b0c277ca
-_status_colors = {'ok':'#d7f0dd', 'zero':'#e8e8e8', 'vanishing':'#cfe3f7', 'exploding':'#ffd9b8', 'dead':'#e4d4ee', 'not finite':'#f9c6c6'}
-
 _sort_js = ("const h=event.target.closest('th');if(h){const b=this.tBodies[0],i=h.cellIndex,d=this.dataset.d=-(this.dataset.d||-1),"
             "v=r=>r.cells[i].innerText;[...b.rows].sort((x,y)=>d*(v(x)-v(y)||v(x).localeCompare(v(y)))).forEach(r=>b.append(r))}")
 
 def _cell(c, v):
     "One cell of the table: numbers to three digits, the status in its colour"
     if isinstance(v, float): v = '' if math.isnan(v) and c not in ('mean','std') else short_number(v)
-    style = f'background:{_status_colors.get(v, "#fdf3c7")};' if c=='status' else ''
+    style = f'background:{statuses.get(v, statuses["off target"]).color};' if c=='status' else ''
     left = 'left' if c in ('layer','type','status') else 'right'
     return f'<td style="{style}color:#222;text-align:{left};padding:1px 8px;white-space:nowrap">{html.escape("" if v is None or v is pd.NA else str(v))}</td>'
 

@@ -12,7 +12,7 @@ from fastai.basics import *
 from collections import deque
 import numpy as np
 import traceback
-from collections.abc import Iterable,Iterator
+from collections.abc import Iterable,Iterator,Mapping
 from contextlib import nullcontext
 from typing import Any
 from .tensors import *
@@ -87,11 +87,14 @@ def unmoved_rng()->Iterator[None]: # For `with`
 # %% ../nbs/03_probe.ipynb #202f9017
 def _tensor_back(t, depth):
     "A function that puts the values of `t` back"
-    if isinstance(t, nn.Parameter) or t.layout!=torch.strided or t.is_meta or not t.numel(): return
-    n = 1 + sum((k-1)*d for k,d in zip(t.shape, t.stride()))
-    memory = t.detach().as_strided((n,), (1,)) # of an expanded tensor too, whose values cannot be written
+    if isinstance(t, nn.Parameter) or t.layout!=torch.strided or t.is_meta: return
+    same,n = t.detach(),1 + sum((k-1)*d for k,d in zip(t.shape, t.stride())) if t.numel() else 0
+    memory = same.as_strided((n,), (1,)) # of an expanded tensor too, whose values cannot be written
     was = memory.clone()
-    return partial(_put_back, memory, was)
+    def _back():
+        if not t.is_set_to(same): t.data = same # resized, or somebody replaced its memory
+        _put_back(memory, was)
+    return _back
 
 def _array_back(a, depth):
     was = a.copy()
@@ -148,16 +151,21 @@ def _not_state(m):
     return _own | computed if computed else _own
 
 @contextmanager
-def _state(mods):
+def _state(mods, notes):
     "Put every buffer and plain attribute of `mods` back; the constant of a `GeneralReLU` is a weight and stays"
     mods = [m for m in mods if not isinstance(m, torch.jit.ScriptModule)]
     skip = {m:_not_state(m) for m in mods}
     attrs = {m:{k:v for k,v in vars(m).items() if k not in skip[m]} for m in mods}
     buffers = {m:dict(m._buffers) for m in mods if m._buffers}
+    inside = {m:(list(m._modules), list(m._parameters)) for m in mods}
     still = lambda m: isinstance(m, GeneralReLU) or is_batchnorm(m) # which moves nothing here
     backs = [*_backs(attrs.values()), *_backs(b for m,b in buffers.items() if not still(m))]
     try: yield
     finally:
+        for m,(modules,params) in inside.items():
+            new = [k for k in m._modules if k not in modules] + [k for k in m._parameters if k not in params]
+            for k in new: delattr(m, k)
+            if new: notes.append(f"{type(m).__name__} makes {', '.join(new)} in its forward: pass one batch through the model, then initialize it")
         for m,was in attrs.items():
             for k in [k for k in vars(m) if k not in was and k not in skip[m]]: del vars(m)[k]
             vars(m).update(was)
@@ -212,7 +220,7 @@ def probing(
     notes,names,but = [],layer_names(model),{id(p) for p in but}
     bs = next((len(o) for o in xb if isinstance(o, Tensor) and o.ndim), 1)
     others = [p for p in model.parameters() if id(p) not in but and not p.is_meta]
-    with torch.no_grad(), all_or_nothing(others, keep=False), unmoved_rng(), _state(names), _modes(names, notes, bs), _no_fast_path(names): yield notes
+    with torch.no_grad(), all_or_nothing(others, keep=False), unmoved_rng(), _state(names, notes), _modes(names, notes, bs), _no_fast_path(names): yield notes
 
 # %% ../nbs/03_probe.ipynb #c5f3c674
 class InitError(ValueError):
@@ -225,6 +233,19 @@ def _culprit(e, names):
         if isinstance(m, nn.Module) and m in names: return f'{names[m]} ({type(m).__name__})'
     return 'the model'
 
+def _remedy(xb, e, model):
+    "What to do about the error `e` that the batch `xb` gave"
+    one = xb[0] if len(xb)==1 else None
+    if isinstance(one, str): return f"the batch comes here: pass it, and the scheme by name, as in `init_(model, '{one}', x)` or `lsuv_(model, x, pre='{one}')`"
+    if isinstance(one, (list,tuple)): return 'pass the parts of it that are inputs of the model, such as `*batch[:1]`, without the targets'
+    if isinstance(one, Mapping): return f"pass the values that are inputs of the model, such as batch['{next(iter(one), 'x')}']; or a wrapper whose forward takes the dict"
+    if isinstance(one, np.ndarray): return 'pass a tensor: `torch.from_numpy(batch)`'
+    if hasattr(one, '__iter__') and not isinstance(one, Tensor): return 'pass one batch of it, without the targets: `x,y = next(iter(loader))`, then x'
+    if isinstance(e, TypeError) and 'positional argument' in str(e): return 'pass the inputs of the model alone: leave out the targets' if len(xb)>1 else 'pass all inputs of the model'
+    device = next((p.device for p in model.parameters()), None)
+    if any(isinstance(o, Tensor) and o.device!=device for o in xb): return f"the model is on {device}: pass the batch there, `x.to('{device}')`"
+    return 'pass a batch that fits it'
+
 def forward(
     model:nn.Module, # Called once
     *xb, # Its inputs
@@ -233,10 +254,10 @@ def forward(
     if not xb: raise InitError('no batch given: pass the inputs of the model, such as `lsuv_(model, x)`')
     try: return model(*xb)
     except InitError: raise
-    except (RuntimeError, ValueError, TypeError, IndexError) as e:
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError) as e:
         shapes = ', '.join(str(tuple(o.shape)) if isinstance(o,Tensor) else type(o).__name__ for o in xb)
         raise InitError(f'{_culprit(e, layer_names(model))} failed on a batch of shape {shapes}: {e}. '
-                        'The model is as it was; pass a batch that fits it') from e
+                        f'The model is as it was; {_remedy(xb, e, model)}') from e
 
 # %% ../nbs/03_probe.ipynb #127cf5b3
 @contextmanager

@@ -24,16 +24,24 @@ def fans(
     m:nn.Module, # A layer with a weight
 )->tuple: # (fan_in, fan_out)
     "How many inputs an output of `m` sums, and how many outputs an input reaches (Glorot & Bengio 2010); exact for grouped and transposed convolutions."
-    w = m.weight
+    w:Any = m.weight
     taps = w[0,0].numel() if w.ndim>2 else 1
+    if is_transposed(m): return tuple(w.shape)
     if isinstance(m, nn.Bilinear): return w.shape[1]*w.shape[2],w.shape[0]*w.shape[2]
     if isinstance(m, _ConvTransposeNd): return max(1, w.shape[0]//m.groups*taps/np.prod(m.stride)),w.shape[1]*taps
     return w.shape[1]*taps,w.shape[0]*taps//getattr(m, 'groups', 1)
 
 # %% ../nbs/07_schemes.ipynb #d7424b47
+def _in_float(f, w):
+    "Fill `w` with `f`, drawn in float32 where it has 16 bits"
+    if w.dtype not in (torch.half, torch.bfloat16): return f(w)
+    v = w.float()
+    f(v)
+    w.copy_(v)
+
 def _new_weight(m, f):
     "Fill the weight of `m` with `f`, through its parametrization if it has one"
-    if 'weight' in m._parameters: return f(m.weight)
+    if 'weight' in m._parameters: return _in_float(f, m.weight)
     if 'weight_g' in m._parameters: # weight norm of the older kind, a hook
         norm = next(o for o in m._forward_pre_hooks.values() if isinstance(o, WeightNorm))
         m.weight_g.copy_(torch.norm_except_dim(f(m.weight_v), 2, norm.dim))
@@ -56,7 +64,7 @@ def recurrent_(
         p = getattr(m, n)
         if n.startswith('bias'): nn.init.zeros_(p)
         else:
-            for gate in p.split(m.hidden_size) if 'hr' not in n else [p]: (nn.init.orthogonal_ if 'hh' in n else nn.init.xavier_uniform_)(gate)
+            for gate in p.split(m.hidden_size) if 'hr' not in n else [p]: _in_float(nn.init.orthogonal_ if 'hh' in n else nn.init.xavier_uniform_, gate)
         if n.startswith('bias_ih') and isinstance(m, (nn.LSTM, nn.LSTMCell)): p[m.hidden_size:2*m.hidden_size] = 1.
     return m
 
@@ -67,7 +75,10 @@ def _fill(model, layers, force, f):
     for n,m in init_layers(model, layers, force=force).items():
         if isinstance(m, recurrent_types): recurrent_(m)
         else:
+            padding = getattr(m, 'padding_idx', None)
+            if padding is not None: row = m.weight[padding].clone()
             _new_weight(m, partial(f, n, m))
+            if padding is not None: m.weight[padding] = row
             _zero_bias(m)
     return model
 
@@ -247,6 +258,7 @@ def init_split(
         report = res if isinstance(res, InitReport) else init_stats(model, *xb, include_paramless=include_paramless)
         report.scheme = scheme_name(scheme)
         if not measures:
+            report.notes += unknown_note(model) if todo.by_default else []
             report.mark(todo.left)
             warn_left(todo.left)
     return report

@@ -72,8 +72,8 @@ class Moments:
 def has_moments(
     o:Any, # Output of a module
 )->TypeGuard[Tensor]: # Is it a tensor of floating point or complex numbers?
-    "Can mean and std of `o` be taken?"
-    return isinstance(o, Tensor) and (o.is_floating_point() or o.is_complex())
+    "Can mean and std of `o` be taken? Not within `torch.func.vmap` and its like, where nothing can be read."
+    return isinstance(o, Tensor) and (o.is_floating_point() or o.is_complex()) and not torch._C._functorch.is_functorch_wrapped_tensor(o)
 
 # %% ../nbs/05_stats.ipynb #f5d6203a
 def near_zero(
@@ -109,11 +109,11 @@ class LayerStats(ActivationStats):
         if not isinstance(o, Tensor): o = first_tensor(o)
         if not has_moments(o) or not o.numel(): return
         with torch._C.DisableTorchFunction(): # plain tensors, and unseen by who watches the pass
-            self.record(m, o, *(self.known.pop(self.names[m], None) or self.moments(o)))
+            self.record(m, o.detach(), *(self.known.pop(self.names[m], None) or self.moments(o)))
 
     def record(self, m:nn.Module, o:Tensor, std:float|Tensor, mean:float|Tensor)->None:
         "Keep the statistics of `o`, an output of `m`"
-        call = dict(module=m, shape=o.shape, mean=mean, std=std, sample=spread_sample(o)) # to be counted after the pass
+        call = dict(module=m, shape=o.shape, mean=mean, std=std, sample=spread_sample(o.detach())) # to be counted after the pass
         self.calls.setdefault(self.names[m], []).append(call)
 
     def __enter__(self):

@@ -1,6 +1,7 @@
 "Initialized on what training gives the model, and the data, their order and the random state as they are without it."
-import random, warnings
+import datetime, random, warnings
 import numpy as np, pytest, torch
+import torch.distributed as dist, torch.multiprocessing as mp
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader as TorchLoader, IterableDataset, RandomSampler, Sampler, TensorDataset, WeightedRandomSampler
 from fastai.vision.all import Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, MixUp, set_seed
@@ -135,7 +136,7 @@ class Flatten(Callback):
     def before_batch(self): self.learn.xb = (self.x.flatten(1),)
 class Cast(Callback):
     def before_batch(self): self.learn.xb = (self.x.float().div(255),)
-@pytest.mark.parametrize('cb,x', [(Flatten, torch.randn(64,3,4)), (Cast, torch.randint(0, 256, (64,12)).byte())], ids=['flatten','cast'])
+@pytest.mark.parametrize('cb,x', [(Flatten, X.view(64,3,4)/40), (Cast, X.clamp(0, 255).byte())], ids=['flatten','cast'])
 def test_callbacks_that_make_it_fit(cb, x):
     learn = learner(DataLoader(TensorDataset(x, Y), bs=16, shuffle=True), cbs=[First(), LSUVCallback(), cb()])
     fit(learn, 1, 0.)
@@ -275,3 +276,31 @@ def test_any_batch(model, collate, loader):
     assert set(learn.lsuv.report.df.status)=={'ok'} and (learn.lsuv.report.df['std']-1).abs().max()<1e-3
     assert any('first training batch' in o for o in learn.lsuv.report.notes)==(loader=='late')
     learn.init_report(hist=True)
+
+# Several processes
+
+class Wrap(Callback):
+    "As fastai's distributed training, which needs a GPU"
+    order = 11
+    def before_fit(self): self.learn.model = nn.parallel.DistributedDataParallel(self.model)
+    def after_fit(self): self.learn.model = self.learn.model.module
+
+def work(rank, size, folder):
+    torch.set_num_threads(1)
+    warnings.simplefilter('ignore')
+    dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=size, timeout=datetime.timedelta(seconds=60))
+    res = []
+    for kind in ('stream','torch','stream' if rank else 'torch'): # in the end one of them has no batch before training
+        learn = learner(LOADERS[kind](), cbs=[First(), LSUVCallback(), Wrap()])
+        fit(learn, 1, 0.)
+        res.append((learn.model.state_dict(), learn.lsuv.report, list(learn.first.stds.values())))
+    torch.save(res, f'{folder}/{rank}.pt')
+    dist.barrier()
+    dist.destroy_process_group()
+
+def test_two_processes_wait_together(tmp_path):
+    mp.spawn(work, (2, str(tmp_path)), nprocs=2)
+    for i,(a,b) in enumerate(zip(*(torch.load(tmp_path/f'{k}.pt', weights_only=False) for k in (0,1)))):
+        for (w,report,stds) in (a,b):
+            assert all(torch.equal(v, a[0][k]) for k,v in w.items()) and (report.df['std']-1).abs().max()<1e-3
+            assert any('first training batch' in o for o in report.notes)==(i!=1) and all(abs(s-1)<0.2 for s in stds)

@@ -123,7 +123,7 @@ def run_notebook(module):
     "Run the cells of the module's notebook that are not exported, on the module as it is in the path"
     import importlib
     mod = importlib.import_module(f'fastinit.{module}')
-    env = dict(vars(mod), __name__='__main__')
+    env = dict(vars(mod), __name__='__main__', display=print)
     for c in json.loads(notebook_of(module).read_text())['cells']:
         src = ''.join(c['source'])
         directives = [o[2:].strip() for o in src.splitlines() if o.startswith('#|')]

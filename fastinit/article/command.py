@@ -66,7 +66,7 @@ def _write(out, results, reports, text):
         plt.close(fig)
     stats = {k:r.df.drop(columns='shape') for k,r in reports.items()}
     pd.concat(stats, names=['scheme']).reset_index('scheme').to_csv(out/'init_stats.csv', index=False)
-    (out/'results.txt').write_text(text+'\n')
+    (out/'results.txt').write_text(text+'\n', encoding='utf-8')
     return [out/o for o in ('results.csv','results.txt','run.json','init_stats.csv')] + list(charts)
 
 @call_parse
@@ -103,4 +103,5 @@ def main(
     except (ValueError, FileNotFoundError) as e: raise SystemExit(f'fastinit-article: {e}')
     text = _report(cfg, results, f'Made by: {command}')
     made = _write(out, results, init_reports(dls, cfg['model'], cfg['schemes'], cfg['seeds'][0]), text)
+    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='replace') # a terminal that cannot show – gets ?
     print(f'\n{text}\n', *made, sep='\n')

@@ -132,5 +132,5 @@ def report_part(
 )->dict: # The same with fewer rows
     "The part of each report that one chart shows."
     types = ['ReLU','GeneralReLU'] if after_relu else ['Conv2d','Linear','BatchNorm2d','Affine']
-    def _part(r): return InitReport(r.df[r.df.type.isin(types)].reset_index(drop=True), r.scheme, r.target, r.notes)
+    def _part(r): return r.only(types)
     return {k:_part(r) for k,r in reports.items()}

@@ -182,7 +182,8 @@ search_words = """(q) => {
     const words = q.toLowerCase().split(/[^\\w.]+/).filter((w) => w.length > 1 && !little.has(w));
     const asked = words.length ? words : q.toLowerCase().split(/\\s+/);
     const times = (text, w, most) => Math.min(most, (text || "").toLowerCase().split(w).length - 1);
-    const score = (e) => asked.reduce((s, w) => s + 20 * Math.min(1, times(e.section + " " + e.title + " " + e.href, w, 1)) + times(e.text, w, 5), 0);
+    const named = (e, w) => (e.section || "").toLowerCase().replace(/_$/, "") === w; // the very function
+    const score = (e) => asked.reduce((s, w) => s + 30 * named(e, w) + 20 * Math.min(1, times(e.section + " " + e.title + " " + e.href, w, 1)) + times(e.text, w, 5), 0);
     const all = (e) => asked.filter((w) => (e.title + " " + e.section + " " + e.text).toLowerCase().includes(w)).length;
     return index.map((e) => ({ item: e, s: 50 * all(e) + score(e) })).filter((h) => h.s > 0).sort((a, b) => b.s - a.s);
   }"""

@@ -28,7 +28,7 @@ def check_lsuv()->str:
     model,x = tiny()
     lsuv_(model, x)
     worst = max(abs(s-1) for s in layer_stds(model, x))
-    assert worst<1e-4, f'a layer has |std − 1| = {worst:.1g}'
+    if not worst<1e-4: raise RuntimeError(f'a layer has |std − 1| = {worst:.1g}')
     return f'largest |std − 1| of a layer: {worst:.1g}'
 
 def check_callback()->str:
@@ -39,7 +39,7 @@ def check_callback()->str:
     learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(), cbs=LSUVCallback())
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     loss,report = float(learn.recorder.values[0][0]),learn.lsuv.report
-    assert math.isfinite(loss) and report.df.status.eq('ok').all(), report
+    if not (math.isfinite(loss) and report.df.status.eq('ok').all()): raise RuntimeError(f'training loss {loss:.2f}; {report}')
     return f'{report.summary}; training loss {loss:.2f}'
 
 def run(check:Callable)->tuple:
@@ -50,6 +50,7 @@ def run(check:Callable)->tuple:
 
 def main()->int:
     "Print versions and the self-check; the exit code"
+    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='replace') # a terminal that cannot show − gets ?
     for k,v in versions().items(): print(f'{k:10}{v}')
     res = {'lsuv_ on a tiny model':run(check_lsuv), 'LSUVCallback in a fit':run(check_callback)}
     for what,(ok,details) in res.items(): print(f"{'ok' if ok else 'FAILED':10}{what} ({details})")

@@ -227,7 +227,7 @@ class KaimingCallback(InitCallback):
 
 # %% ../nbs/14_callback.ipynb #c8f0f12d
 class LSUVCallback(InitCallback):
-    """LSUV (Mishkin & Matas 2015) in one forward pass before the first fit; after a `KaimingCallback`, on its weights.
+    """LSUV (Mishkin & Matas 2015) before the first fit; after a `KaimingCallback`, on its weights.
 
         learn = Learner(dls, model, cbs=LSUVCallback())
         learn.fit_one_cycle(3) # one batch gives every layer mean 0 and std 1, then it trains

@@ -54,9 +54,9 @@ def test_installed_outside_the_repository(dist, tmp_path):
     import fastinit, torch
     assert re.search(rf'^fastinit +{fastinit.__version__}$', r.stdout, re.M) and torch.__version__ in r.stdout
     assert len(re.findall('^ok ', r.stdout, re.M))==2 and 'FAILED' not in r.stdout
-    assert outside(sys.executable, str(target/'bin/fastinit-article'), '--help').returncode==0
-    # an LSUV that does nothing is found out
-    r = outside(sys.executable, '-c', "import runpy; from fastinit.correction import Affine; Affine.on_ = lambda *_: None; runpy.run_module('fastinit', run_name='__main__')")
+    assert outside(sys.executable, str(target/'bin/fastinit-article'), '--help', PYTHONIOENCODING='ascii').returncode==0
+    # an LSUV that does nothing is found out, also without asserts and where output is ASCII
+    r = outside(sys.executable, '-O', '-c', "import runpy; from fastinit.correction import Affine; Affine.on_ = lambda *_: None; runpy.run_module('fastinit', run_name='__main__')", PYTHONIOENCODING='ascii')
     assert r.returncode==1 and 'FAILED    lsuv_ on a tiny model' in r.stdout, r.stdout+r.stderr
 
 def test_metadata(wheel):

@@ -66,7 +66,7 @@ def _write(out, results, reports, text):
         plt.close(fig)
     stats = {k:r.df.drop(columns='shape') for k,r in reports.items()}
     pd.concat(stats, names=['scheme']).reset_index('scheme').to_csv(out/'init_stats.csv', index=False)
-    (out/'results.txt').write_text(text+'\n')
+    (out/'results.txt').write_text(text+'\n', encoding='utf-8')
     return [out/o for o in ('results.csv','results.txt','run.json','init_stats.csv')] + list(charts)
 
 @call_parse
@@ -89,7 +89,7 @@ def main(
     best_of:str|None=None, # Folder of earlier results: run each start only at the learning rate that was its best there
 )->None:
     """Run an experiment of the article; writes results.csv, its settings and the charts, and prints the accuracies.
-    A run that was ended goes on after the last epoch it finished. What is wrong it says and ends (`SystemExit`)."""
+    A run that was ended goes on after the last epoch it finished. Exits with a message if something is wrong (`SystemExit`)."""
     given = dict(model=model, data=data, size=size, n_train=n_train, n_valid=n_valid, bs=bs, epochs=epochs, opt=opt,
                  amp='yes' if amp else None, lrs=lrs, schemes=schemes, seeds=seeds)
     given,out = {k:v for k,v in given.items() if v is not None},Path(out)
@@ -103,4 +103,5 @@ def main(
     except (ValueError, FileNotFoundError) as e: raise SystemExit(f'fastinit-article: {e}')
     text = _report(cfg, results, f'Made by: {command}')
     made = _write(out, results, init_reports(dls, cfg['model'], cfg['schemes'], cfg['seeds'][0]), text)
+    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='replace') # a terminal that cannot show – gets ?
     print(f'\n{text}\n', *made, sep='\n')

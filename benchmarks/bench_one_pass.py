@@ -93,7 +93,7 @@ def main():
     cases = [(n,*size) for size in ((32,128),(16,64)) for n in models if not (n=='mlp_200' and size[1]==64)]
     df = pd.DataFrame([ratio(*c) for c in progress_bar(cases)])
     save(df, 'one_pass')
-    for k,d in df.groupby(df.batch=='16×3×64×64'):
+    for _,d in df.groupby(df.batch=='16×3×64×64'):
         print(f"{d.batch.iloc[0]}: median {d.ratio.median():.3f}, worst {d.ratio.max():.3f}; verify=False {d.unverified_ratio.median():.3f}")
     draw_ratios(df)
     measure_peers(list(models))

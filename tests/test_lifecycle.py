@@ -211,7 +211,7 @@ def test_interrupted(error):
 @pytest.mark.parametrize('step', ['split_layers', 'get_scheme', 'run_scheme', 'forward', 'with_status', 'call_notes', 'warn_left'])
 def test_interrupted_between_steps(monkeypatch, step, pre):
     "An interrupt right after any step of LSUV leaves all as it was, and the next fit initializes"
-    if step=='get_scheme' and pre is None: pre = 'xavier'
+    if step in ('get_scheme','run_scheme') and pre is None: pre = 'xavier'
     learn = quiet(learner(cbs=LSUVCallback(pre=pre)))
     import fastinit.lsuv as lsuv
     f,broken = getattr(lsuv, step),[True]

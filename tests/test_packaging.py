@@ -100,7 +100,7 @@ def test_readme(project):
 
 def test_notebooks_hold_their_figures():
     from fastcore.nbio import read_nb
-    for nb in ('12_plot','14_callback','index'):
+    for nb in ('12_plot','18_callback','index'):
         outs = [o for c in read_nb(root/f'nbs/{nb}.ipynb').cells if c.cell_type=='code' for o in c.outputs]
         assert any('image/png' in o.get('data', {}) for o in outs), f'{nb} has no saved figure: run `make prepare`'
         assert not any(str(root) in str(o) or '/tmp/' in str(o) for o in outs), f'{nb} holds a path of one machine'

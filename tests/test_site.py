@@ -230,7 +230,7 @@ def test_what_a_page_has(site):
     page = (site/'lsuv.html').read_text()
     assert '/blob/main/nbs/11_lsuv.ipynb' in page and '/edit/main/nbs/11_lsuv.ipynb' in page
     sidebar = re.findall('class="menu-text">([^<]*)<', page[page.index('id="quarto-sidebar"'):])
-    assert sidebar[:5]==['fastinit','Reference','callback','lsuv','schemes'] and sidebar.index('probe')>sidebar.index('Internals')
+    assert sidebar[:5]==['fastinit','Reference','Callbacks','LSUV','The report'] and sidebar.index('probe')>sidebar.index('Internals')
 
 def test_arguments(site):
     "A table of arguments, with types as people write them"

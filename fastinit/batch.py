@@ -214,7 +214,7 @@ def training_modes(
     "The modes of the first training batch: `model.train()`, then what fastai's `BnFreeze` does; on leaving as before."
     modes = [(m,m.training) for m in learn.model.modules()]
     learn.model.train()
-    if any(isinstance(cb, BnFreeze) for cb in learn.cbs): set_bn_eval(learn.model)
+    if any(isinstance(cb, BnFreeze) for cb in learn.cbs): set_bn_eval(unwrap(learn.model))
     try: yield
     finally:
         for m,mode in modes: m.training = mode

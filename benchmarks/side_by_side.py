@@ -11,6 +11,7 @@ from torch import nn
 from fastai.vision.all import xresnet50
 from fastinit.all import *
 from fastinit.article import simple_convnet
+from fastinit.article.runs import processor
 from fastinit.plot import save_png
 from lsuv import lsuv_with_singlebatch
 from torchbearer.callbacks.lsuv import LSUV as TorchbearerLSUV
@@ -20,8 +21,8 @@ libs = ('torch','torchvision','fastai','lsuv','torchbearer')
 device = torch.device(sys.argv[sys.argv.index('--device')+1] if '--device' in sys.argv else 'cpu')
 on_gpu = device.type=='cuda'
 suffix = f'_{device.type}' if on_gpu else '' # of the files that are written
-processor = torch.cuda.get_device_name() if on_gpu else f'{torch.get_num_threads()} threads, {platform.machine()}'
-machine = f"{processor}; Python {platform.python_version()}, {', '.join(f'{o} {version(o)}' for o in libs)}"
+threads = '' if on_gpu else f', {torch.get_num_threads()} threads'
+machine = f"{processor()}{threads}; Python {platform.python_version()}, {', '.join(f'{o} {version(o)}' for o in libs)}"
 
 def without_norm(model):
     "`model` with every batchnorm replaced by an identity"
@@ -50,6 +51,7 @@ def batch(name, bs, size, vectors=512): # vectors come in larger batches
     return (torch.randn(vectors,512) if name=='mlp_200' else torch.randn(bs,3,size,size)).to(device)
 
 def ours(model, x): lsuv_(model, x, pre=None)
+def unverified(model, x): lsuv_(model, x, pre=None, verify=False)
 def lsuv_pkg(model, x): lsuv_with_singlebatch(model, x, do_orthonorm=False, verbose=False)
 def torchbearer_pkg(model, x): TorchbearerLSUV().init_model(model, x, do_orthonorm=False)
 

@@ -23,12 +23,15 @@ def measure(family, axis, n, model, x, most=100):
 
 def draw(df):
     "The chart of growth.csv"
-    _,axs = plt.subplots(1, 4, figsize=(16,4.2), layout='constrained')
-    for ax,((family,axis),g) in zip(axs, df.groupby(['family','axis'], sort=False)):
+    fig,axs = plt.subplots(2, 2, figsize=(10,8), sharey='row', layout='constrained')
+    for ax,((family,axis),g) in zip(axs.flat, df.groupby(['family','axis'], sort=False)):
         for k,m in g.groupby('method', sort=False): ax.plot(m.n, m.seconds, marker='o', ms=4, lw=5 if k=='lsuv' else 1.5, color=colors.get(k, '#56B4E9'), ls='--' if k=='forward' else '-', label=k) # wide: another may lie on it
-        ax.set_xscale('log'); ax.set_yscale('log'); ax.set_title(dict(mlp='MLP', convnet='plain convnet').get(family, family), fontsize=10); ax.set_xlabel(f"{axis} ({dict(depth='layers', batch='items', width='features')[axis]}, log scale)"); ax.grid(alpha=0.25)
-    axs[0].set_ylabel('seconds (log scale)'); axs[0].legend(frameon=False, fontsize=8)
-    save_png(axs[0].figure, here/'growth.png', dpi=110)
+        unit = dict(depth='layers', batch='items', width='features')[axis]
+        ax.set(xscale='log', yscale='log', title=dict(mlp='MLP', convnet='plain convnet').get(family, family), xlabel=f'{axis} ({unit}, log scale)')
+        ax.grid(alpha=0.25)
+    for ax in axs[:,0]: ax.set_ylabel('seconds (log scale)')
+    fig.legend(*axs[0,0].get_legend_handles_labels(), loc='outside lower center', ncols=5, frameon=False)
+    save_png(fig, here/'growth.png', dpi=110)
 
 def main():
     rows = []

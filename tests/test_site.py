@@ -176,7 +176,7 @@ for (const t of main.querySelectorAll('table')) {
 }
 for (const i of document.images) {
   if (!(i.alt || '').trim()) found.alt.push(i.src.slice(-50));
-  if (main.contains(i) && i.width && i.naturalWidth && i.width/i.naturalWidth < 0.79) found.shrunk.push(`${i.src.slice(-24)} ${i.width}/${i.naturalWidth}`);
+  if (main.contains(i) && i.width && i.width < 0.79*i.getAttribute('width')) found.shrunk.push(`${i.src.slice(-24)} ${i.width}/${i.getAttribute('width')}`);
 }
 const rgba = (c) => { const m = c.match(/[\d.]+/g).map(Number); return c.startsWith('color(') ? [m[0]*255, m[1]*255, m[2]*255, m[3] ?? 1] : [m[0], m[1], m[2], m[3] ?? 1]; };
 const over = (a, b) => [0,1,2].map(k => a[k]*a[3] + b[k]*(1-a[3])).concat(1);

@@ -1,6 +1,6 @@
 "Each number of a table, computed by hand"
 import numpy as np, pandas as pd, pytest
-from fastinit.article.tables import accuracy_table, at_best_lr, balanced, best_difference, best_table, difference_table, last_epoch
+from fastinit.article.tables import accuracy_table, at_best_lr, balanced, best_difference, best_table, difference_table, last_epoch, whole_seeds
 
 def results(acc, epochs=2, seeds=2):
     "Accuracies {scheme: {lr: [of each seed]}} after the last epoch; 0.9 after those before, so that they must not count"
@@ -19,6 +19,13 @@ def test_balanced():
     left = balanced(part)
     assert {(lr,s) for lr,s in zip(left.lr, left.seed)}=={(1e-3,0),(1e-3,1),(1e-2,0)} and len(left)==3*3*2
     assert len(balanced(RES))==len(RES)
+
+def test_whole_seeds():
+    "A seed at which one run is missing goes; where all lack it, all stay"
+    part = RES.drop(RES.index[(RES.scheme=='kaiming') & (RES.lr==1e-2) & (RES.seed==1)])
+    assert set(whole_seeds(part).seed)=={0} and len(whole_seeds(part))==len(RES)/2
+    assert len(whole_seeds(RES[RES.scheme!='lsuv']))==len(RES)*2/3
+    assert best_table(whole_seeds(part)).best_lr['lsuv']==1e-2
 
 def test_accuracy_table():
     t = accuracy_table(RES)

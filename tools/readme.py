@@ -61,8 +61,7 @@ def output(o, name, source):
 
 def cell(c, i):
     "Markdown of one cell"
-    if c.cell_type!='code':
-        return re.sub(r'\]\(\d+[a-z]?_(\w+)\.ipynb', rf']({site}/\1.html', c.source) # pages of the site, which render everywhere
+    if c.cell_type!='code': return c.source
     shown = [md for k,o in enumerate(c.outputs) if (md := output(o, f'cell-{i}-{k}', c.source))]
     code = re.sub(r'^#\|.*\n', '', c.source, flags=re.M).rstrip()
     return '\n\n'.join([*([] if option(c.source, 'echo') is False else [f'```python\n{code}\n```']), *shown])
@@ -76,6 +75,7 @@ def main():
     head = yaml.safe_load(front.source.strip().strip('-'))
     body = [cell(c, i) for i,c in enumerate(cells)]
     top = ['<!-- made from nbs/index.ipynb by `make readme` -->', f"# {head['title']}", f"> {head['description']}"]
-    (root/'README.md').write_text('\n\n'.join([*top, *body]) + '\n')
+    text = re.sub(r'\]\(\d+[a-z]?_(\w+)\.ipynb', rf']({site}/\1.html', '\n\n'.join([*top, *body])) # pages of the site, which render everywhere
+    (root/'README.md').write_text(text + '\n')
 
 if __name__=='__main__': main()

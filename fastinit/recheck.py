@@ -48,8 +48,9 @@ def off_layers(
 )->dict: # Dotted name → (std now, std in the report)
     "The layers that now give another std; of fewer than 32 values nothing is said."
     was = dict(zip(report.df.layer, report.df['std']))
-    def _off(r): return not was[r['layer']]/factor <= r['std'] <= was[r['layer']]*factor
-    return {r['layer']:(r['std'],was[r['layer']]) for r in rows if was.get(r['layer'], 0)>1e-6 and math.prod(r['shape'])>=32 and _off(r)}
+    def _off(r): return not was[r.layer]/factor <= r.std <= was[r.layer]*factor
+    known = [r for r in rows if was.get(r.layer, 0)>1e-6 and math.prod(r.shape)>=32]
+    return {r.layer:(r.std,was[r.layer]) for r in known if _off(r)}
 
 def _rates(m):
     "Rates of dropout in `m`"

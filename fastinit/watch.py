@@ -117,10 +117,9 @@ class Watched:
         order,res = {n:i for i,n in enumerate(self.layers)},[]
         for i,(names,ns,values) in enumerate(self.steps):
             called = sorted((order[n], n, v) for n,k,v in zip(names, ns.tolist(), values.tolist()) if k and n in order)
-            rows = [dict(step=i+1, layer=n, type=self.layers[n][0], shape=self.layers[n][1], **dict(zip(_columns, v)), target=self.targets.get(n) or self.target)
-                    for _,n,v in called]
+            rows = [Row(n, *self.layers[n], *v[:2], target=self.targets.get(n) or self.target) for _,n,v in called]
             add_status(rows, self.zero | {n for n,t in self.targets.items() if t==0}, self.target)
-            res += rows
+            res += [(i+1, r.layer, r.type, r.shape, *v, r.target, r.status) for r,(_,_,v) in zip(rows, called)]
         return pd.DataFrame(res, columns=['step','layer','type','shape',*_columns,'target','status'])
 
     def first_step(self)->pd.DataFrame: # As the table of an `InitReport`

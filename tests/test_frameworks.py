@@ -20,8 +20,7 @@ def test_lightning(precision):
         def on_train_start(self, trainer, module):
             if trainer.global_step: return # continued from a checkpoint
             xb,_ = next(iter(trainer.train_dataloader))
-            dtype = next(module.parameters()).dtype
-            self.report = lsuv_(module.model, xb.to(module.device, dtype))
+            self.report = lsuv_(module.model, xb.to(module.device, module.dtype))
             self.hooks = [m.register_forward_hook(lambda m,i,o: stds.append((o.dtype, o.detach().float().std().item()))) for m in module.model if isinstance(m, nn.Linear)]
     class Module(L.LightningModule):
         def __init__(self):

@@ -284,6 +284,7 @@ class WatchCallback(Callback):
 
     def after_loss(self)->None:
         "Mixed precision and accumulation multiply the loss after this: see by how much, to take it out of the gradients"
+        if self.on and not len(self.yb): self.step_stats.end() # no targets, no step
         if not self.on or not self.learn.loss_grad.requires_grad: return
         self.learn.loss_grad.register_hook(lambda g: setattr(self.step_stats, 'scale', g.detach().sum()))
         self.learn.loss_grad = self.learn.loss_grad.clone() # which others change in place

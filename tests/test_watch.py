@@ -9,7 +9,7 @@ from fastai.callback.mixup import MixUp
 from fastai.callback.progress import ProgressCallback
 import fastai.callback.schedule # adds lr_find and fine_tune to Learner
 from fastai.callback.training import GradientAccumulation, GradientClip
-from fastai.basics import Callback, CrossEntropyLossFlat, DataLoaders, Learner, params, set_seed
+from fastai.basics import Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, params, set_seed
 from fastinit.all import *
 
 @pytest.fixture(autouse=True)
@@ -252,6 +252,13 @@ def test_other_outputs_and_calls():
     counts = learn.watch.watched.df.groupby('layer').size()
     assert counts.to_dict()=={'rnn':4, 'lin':4, 'out':4, 'rare':2}
     assert pd.isna(learn.watch.watched.grid('std').loc['rare',2]) and learn.watch.watched.changes.set_index('layer')['first'].get('rare', 3) in (1,3)
+
+def test_no_targets():
+    "fastai takes no step then: there is nothing to watch, and nothing stays behind"
+    ds = [(torch.randn(12),) for _ in range(32)]
+    dl = DataLoader(ds, bs=8)
+    learn = fit(Learner(DataLoaders(dl, dl), net(), loss_func=CrossEntropyLossFlat(), cbs=LSUVCallback(watch=3)).remove_cb(ProgressCallback), 1)
+    assert len(learn.watch.watched)==0 and n_hooks(learn.model)==0 and learn.lsuv.done
 
 @pytest.mark.parametrize('n', [0, -1, 2.5])
 def test_wrong_n(n):

@@ -25,6 +25,7 @@ def _is_odd(act, z): return torch.allclose(act(-z), -act(z.clone()), atol=1e-6)
 
 def _measure(act, z, s, t): return read_all(Moments()(act((z+t)*s))) # std and mean, as numbers
 
+# %% ../nbs/10_at_activation.ipynb #83da44ba
 def _bisect(f, tol):
     "The scale nearest 1, within 2^±10, at which the increasing `f` is 0; None if there is none"
     logs = sorted(range(-10, 11), key=abs)
@@ -41,6 +42,7 @@ def _bisect(f, tol):
         if abs(v)<=tol: return 2.**mid
         lo,hi = (mid,hi) if v<0 else (lo,mid)
 
+# %% ../nbs/10_at_activation.ipynb #6d509012
 def solve_scale(
     act:Callable, # Elementwise function
     z:Tensor, # Its input, any shape, in float32 at least
@@ -79,24 +81,26 @@ def function_kind(
 )->str|None: # 'affine', 'activation', or None if it is no function of each element alone
     "What is `f`? Half of `z` is exchanged: an elementwise function then gives the same for the other half."
     other = -2*z # of another sign and spread
-    same = (torch.arange(z.numel(), device=z.device)*2654435761 >> 31 & 1 == 0).view_as(z) # without a pattern in any dimension
+    mixed = torch.arange(z.numel(), device=z.device)*2654435761 >> 31 & 1 # without a pattern in any dimension
+    same = (mixed==0).view_as(z)
     y_mixed,y_other,y_middle = f(torch.where(same, z, other)),f(other),f((z+other)/2)
     if not _close(y_mixed[same], y[same]): return None
     return 'affine' if _close(y_middle, (y+y_other)/2) else 'activation'
 
+# %% ../nbs/10_at_activation.ipynb #9f08fffd
 @dataclass
 class _Awaited:
     "The output of a layer, and what became of it so far"
     name:str # Of the layer
     o:Tensor # Its output
-    x:Tensor # What was made of that by the functions `before`
+    x:Tensor # What was made of that in `steps`
     version:int # Of `x`; another one tells that it was changed in place
-    before:list[Callable] = field(default_factory=list)
+    steps:list[tuple] = field(default_factory=list) # (what it got, a function, what it gave)
 
 class NextActivation(TorchFunctionMode):
-    "A context that calls `found(name, o, act)` before the activation `act` that is the first thing done with `o`, given by `expect`."
+    "A context that calls `found(name, o, act)` before the activation `act`, if that is the first thing done with `o`."
     def __init__(self,
-        found:Callable, # See above
+        found:Callable, # See above; `o` is what `expect` was given
         acts:Iterable=(), # Modules that are activations
     ):
         super().__init__()
@@ -119,7 +123,8 @@ class NextActivation(TorchFunctionMode):
         p = self.pending
         if p is None or not isinstance(x, Tensor) or p.x._version!=p.version: return False
         base = p.x._base if p.x._is_view() else p.x
-        return x is p.x or x is base and x.numel()==p.x.numel() or x._is_view() and x._base is base and x.numel()==p.x.numel()
+        in_memory = x is base or x._is_view() and x._base is base
+        return x is p.x or in_memory and x.numel()==p.x.numel()
 
     def before_act(self, act:nn.Module, inp:tuple)->None:
         "The forward pre-hook of modules that are activations"
@@ -129,9 +134,9 @@ class NextActivation(TorchFunctionMode):
     def tell(self, act:Callable)->None:
         "Call `found`, and put what it changed through the functions before `act`"
         p,self.pending = self.pending,None
-        def _before(z): return reduce(lambda y,f: f(y), p.before, z)
-        self.found(p.name, p.o, (lambda z: act(_before(z))) if p.before else act)
-        if p.before: p.x.data.copy_(_before(p.o.data))
+        def _after_steps(z): return act(reduce(lambda y,step: step[1](y), p.steps, z))
+        self.found(p.name, p.o, _after_steps if p.steps else act)
+        for got,f,gave in p.steps: gave.data.copy_(f(got.data))
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -143,17 +148,20 @@ class NextActivation(TorchFunctionMode):
         in_place = getattr(func, '__name__', '').endswith('_') and not func.__name__.endswith('__')
         x = args[0].clone() if in_place else args[0]
         res = func(*args, **kwargs)
-        if not isinstance(res, Tensor) or not in_place and self.awaits(res): return res # its shape, or another view of it
+        if not isinstance(res, Tensor): return res # such as its shape
+        if not in_place and self.awaits(res): return res # another view of it
         kind = None
         if res.shape==x.shape and res.is_floating_point():
-            with torch._C.DisableTorchFunction(), suppress(Exception): kind = function_kind(_f, x.clone() if in_place else x, res.clone())
+            with torch._C.DisableTorchFunction(), suppress(Exception):
+                kind = function_kind(_f, x.clone() if in_place else x, res.clone())
         if kind=='activation' and not in_place:
             self.tell(_f)
             return _f(args[0])
-        if kind=='affine' and not any(isinstance(o, Tensor) for o in [*args[1:], *kwargs.values()]) and not in_place:
-            self.pending.before.append(_f)
+        by_numbers = not any(isinstance(o, Tensor) for o in [*args[1:], *kwargs.values()])
+        if kind=='affine' and by_numbers and not in_place:
+            self.pending.steps.append((args[0], _f, res))
             self.pending.x,self.pending.version = res,res._version
-        else: self.pending = None # used otherwise
+        else: self.pending = None # something else was done with it
         return res
 
 # %% ../nbs/10_at_activation.ipynb #ced08052

@@ -17,20 +17,18 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import CheckpointFunction
 
 # %% ../nbs/08_branches.ipynb #d0b70006
-_sums = ('AddBackward','SubBackward','LerpBackward') # a − b and a + t·(b − a) are sums too
-
 def _inputs(node): return [o for o,_ in node.next_functions if o is not None]
 
 def _shape(node): return list(node._input_metadata[0].shape) # of what the operation gave
 
 class _Graph:
-    "The graph of a forward pass in which only activations have gradients: nodes are operations, known by what they take"
+    "The graph of a forward pass in which only activations have gradients"
     def __init__(self, layers, norms): # Module → name, both
         self.layers,self.norms = layers,norms
         self.layer_of,self.normed,self.users = {},set(),{}
 
     def hook(self, m, inp, out):
-        "Remember the operation in which `m` ends; the graph begins where a layer takes no activation, such as an embedding"
+        "Remember the operation in which `m` ends; the graph begins where a layer takes no activation, as an embedding"
         o = first_tensor(out)
         if o is None or not o.is_floating_point(): return
         if o.grad_fn is None:
@@ -46,74 +44,87 @@ class _Graph:
         while todo:
             for o in _inputs(node := todo.pop()):
                 self.users.setdefault(o, []).append(node)
-                if o not in seen:
-                    seen.add(o)
-                    todo.append(o)
+                if o in seen: continue
+                seen.add(o)
+                todo.append(o)
         return sorted(seen, key=lambda o: o._sequence_nr() if _inputs(o) else -1)
 
-    def back(self, node):
-        "(The layer, sum, product or input that `node` comes from by operations with one input, is there a normalization on the way?)"
-        normed = False
-        while True:
-            normed = normed or node in self.normed
-            ins = _inputs(node)
-            if len(ins)>1 and 'Mul' in node.name(): ins = [o for o in ins if _shape(o)==_shape(node)] # what is gated, not the gate
-            if node in self.layer_of or len(ins)!=1: return node,normed
-            node = ins[0]
-
-    def behind(self, node, src):
-        "`node` and what it comes from, back to when `src` was computed; with `src` if there is a way to it"
-        seen,todo,oldest = {node},[node],src._sequence_nr() if _inputs(src) else -1
-        while todo:
-            if (n := todo.pop()) is src: continue
-            new = [o for o in _inputs(n) if o not in seen and (not _inputs(o) or o._sequence_nr()>=oldest)]
-            seen.update(new)
-            todo += new
-        return seen
-
-    def is_projection(self, short, branch):
-        "Is `short` a layer on what `branch` begins with, and not one of the branch, as in a recurrent network?"
-        src = self.source(short)
-        if src is self.source(branch): return False
-        behind = self.behind(branch, src)
-        return src in behind and self.layer_of[short] not in {self.layer_of.get(o) for o in behind}
-
-    def is_used_otherwise(self, node, add):
-        "Does what `node` gives reach the model's output other than through `add`?"
-        seen,todo = {add},[node]
-        while todo:
-            users = self.users.get(todo.pop(), [])
-            if not users: return True
-            todo += [o for o in users if o not in seen]
-            seen.update(users)
-        return False
-
-    def source(self, node):
-        "Where the layer that ends in `node` has its input from"
+# %% ../nbs/08_branches.ipynb #ab0288af
+@patch
+def back(self:_Graph, node):
+    "(What `node` comes from by operations with one input, is there a normalization on the way?)"
+    normed = False
+    while True:
+        normed = normed or node in self.normed
         ins = _inputs(node)
-        return self.back(ins[0])[0] if len(ins)==1 else node
+        if len(ins)>1 and 'Mul' in node.name(): # what is gated, not the gate
+            ins = [o for o in ins if _shape(o)==_shape(node)]
+        if node in self.layer_of or len(ins)!=1: return node,normed
+        node = ins[0]
 
-    def is_residual(self, branch, short, streams):
-        "Do `branch` and the shorter way `short` come from the same place?"
-        if self.layer_of.get(branch) is None: return False
-        while True:
-            if short in self.behind(branch, short): return short is not branch
-            if short not in streams: break
-            short = streams[short] # branches side by side: x + f(x) + g(x)
-        return short in self.layer_of and self.is_projection(short, branch)
+@patch
+def source(self:_Graph, node):
+    "Where the layer that ends in `node` has its input from"
+    ins = _inputs(node)
+    return self.back(ins[0])[0] if len(ins)==1 else node
 
-    def branches(self, outs):
-        "Name of the layer that ends each branch → does a normalization follow it?"
-        res,streams = {},{}
-        for add in self.walk(outs):
-            if not add.name().startswith(_sums) or len(ins := _inputs(add))!=2: continue
-            (a,a_normed),(b,b_normed) = map(self.back, ins)
-            for branch,normed,short in ((a,a_normed,b), (b,b_normed,a)):
-                if self.is_residual(branch, short, streams) and not self.is_used_otherwise(branch, add):
-                    res.setdefault(self.layer_of[branch], normed)
-                    streams[add] = short
-                    break
-        return res
+@patch
+def behind(self:_Graph, node, src):
+    "`node` and what it comes from, back to when `src` was computed; with `src` if there is a way to it"
+    seen,todo,oldest = {node},[node],src._sequence_nr() if _inputs(src) else -1
+    while todo:
+        if (n := todo.pop()) is src: continue
+        new = [o for o in _inputs(n) if o not in seen and (not _inputs(o) or o._sequence_nr()>=oldest)]
+        seen.update(new)
+        todo += new
+    return seen
+
+# %% ../nbs/08_branches.ipynb #27ee593e
+@patch
+def is_projection(self:_Graph, short, branch):
+    "Is `short` a layer on what `branch` begins with, and not one of the branch, as in a recurrent network?"
+    src = self.source(short)
+    if src is self.source(branch): return False
+    behind = self.behind(branch, src)
+    return src in behind and self.layer_of[short] not in {self.layer_of.get(o) for o in behind}
+
+@patch
+def is_used_elsewhere(self:_Graph, node, add):
+    "Does what `node` gives reach the model's output other than through `add`?"
+    seen,todo = {add},[node]
+    while todo:
+        users = self.users.get(todo.pop(), [])
+        if not users: return True
+        todo += [o for o in users if o not in seen]
+        seen.update(users)
+    return False
+
+@patch
+def is_residual(self:_Graph, branch, short, streams):
+    "Do `branch` and the shorter way `short` come from the same place?"
+    if self.layer_of.get(branch) is None: return False
+    while True:
+        if short in self.behind(branch, short): return short is not branch
+        if short not in streams: break
+        short = streams[short] # branches side by side: x + f(x) + g(x)
+    return short in self.layer_of and self.is_projection(short, branch)
+
+# %% ../nbs/08_branches.ipynb #d4581f94
+_sums = ('AddBackward','SubBackward','LerpBackward') # a − b and a + t·(b − a) are sums too
+
+@patch
+def branches(self:_Graph, outs):
+    "Name of the layer that ends each branch → does a normalization follow it?"
+    res,streams = {},{}
+    for add in self.walk(outs):
+        if not add.name().startswith(_sums) or len(ins := _inputs(add))!=2: continue
+        (a,a_normed),(b,b_normed) = map(self.back, ins)
+        for branch,normed,short in ((a,a_normed,b), (b,b_normed,a)):
+            if self.is_residual(branch, short, streams) and not self.is_used_elsewhere(branch, add):
+                res.setdefault(self.layer_of[branch], normed)
+                streams[add] = short
+                break
+    return res
 
 # %% ../nbs/08_branches.ipynb #d0b70007
 def _marked(o): # A leaf of the graph
@@ -132,14 +143,18 @@ def _no_checkpoints():
     try: yield
     finally: del CheckpointFunction.apply
 
+# %% ../nbs/08_branches.ipynb #548a47e9
+_norms = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
+
 def _branches(model, xb):
     "The residual branches of `model`, from one forward pass of all of `xb`"
     names = layer_names(model)
     units = attention_units(names)
     layers = {units.get(m, m):n for m,n in names.items() if is_affine(m) or isinstance(m, nn.Embedding) or m in units}
-    norms = {m for m in names if isinstance(m, (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm))}
+    norms = {m for m in names if isinstance(m, _norms)}
     graph,hooks = _Graph(layers, norms),[]
-    with probing(model, *xb), require_grad(model, False), torch.enable_grad(), _no_checkpoints(): # so that the graph holds activations only
+    only_activations = require_grad(model, False) # have gradients, and are in the graph
+    with probing(model, *xb), only_activations, torch.enable_grad(), _no_checkpoints():
         try:
             hooks += [m.register_forward_hook(graph.hook) for m in [*layers, *norms]]
             outs = list(all_tensors(forward(model, *map(_marked, xb))))
@@ -148,10 +163,11 @@ def _branches(model, xb):
             for h in hooks: h.remove()
 
 def residual_branches(
-    model:nn.Module, # Any model that autograd can follow; left bit-identical
+    model:nn.Module, # Any model that autograd can follow; stays bit-identical
     *xb:Any, # Its inputs: one batch, of which two items are passed, or all where the model takes no fewer
-)->dict: # Dotted name of the layer that ends each residual branch, in order of execution → does a normalization follow it there?
-    "The residual branches of `model`, from the graph of one forward pass of two items; raises `InitError` for a batch that does not fit."
+)->dict: # Dotted name of the layer that ends each branch, in order of execution → does a normalization follow it?
+    """The residual branches of `model`, from the graph of one forward pass of two items; raises `InitError` for a batch
+    that does not fit."""
     model = unwrap(check_model(model))
     try: return _branches(model, _two_items(xb))
     except InitError: return _branches(model, xb) # an edge list, say, names items that are not there

@@ -21,7 +21,7 @@ from .stats import *
 
 # %% ../nbs/09_correction.ipynb #6908c3b5
 class Affine:
-    "`o` → `o`·scale + shift, where both are numbers or tensors, the shift perhaps one a channel; without a shift `o` → `o`·scale."
+    "`o` → `o`·scale + shift, both numbers or tensors, the shift perhaps one per channel; or without a shift."
     def __init__(self,
         scale:float|Tensor=1., # Factor
         shift:float|Tensor|None=None, # Summand
@@ -36,9 +36,10 @@ class Affine:
 
     def on_(self, m:nn.Module)->None:
         "Change weight and bias of `m` so that it gives what `self` makes of its output"
-        scaled_param(m).data.mul_(self.scale) # by `data`, so that a backward pass within the forward finds nothing amiss
+        scaled_param(m).data.mul_(self.scale) # by `data`: a backward pass within the forward finds nothing amiss
         b = getattr(m, 'bias', None)
-        if isinstance(b, Tensor): Affine(self.scale, self.shift.flatten() if isinstance(self.shift, Tensor) else self.shift)(b.data)
+        shift = self.shift.flatten() if isinstance(self.shift, Tensor) else self.shift
+        if isinstance(b, Tensor): Affine(self.scale, shift)(b.data)
         torch.clear_autocast_cache() # of the old weight
 
     def then(self, other:'Affine')->'Affine':
@@ -46,17 +47,18 @@ class Affine:
         if self.shift is None and other.shift is None: return Affine(self.scale*other.scale)
         return Affine(self.scale*other.scale, ifnone(self.shift, 0.)*other.scale + ifnone(other.shift, 0.))
 
+# %% ../nbs/09_correction.ipynb #aa078f1f
 def _size(mean): return abs(mean).max() if isinstance(mean, Tensor) else abs(mean)
 
 def to_target(
     sd:float|Tensor, # Standard deviation of an output
-    mean:float|Tensor, # Its mean, perhaps one a channel
+    mean:float|Tensor, # Its mean, perhaps one per channel
     std:float, # Target
     center:bool, # Also bring the mean to 0?
 )->Affine: # The identity for an output without a spread
     "What brings an output to `std`, and to a mean of 0."
     tiny = 1e-6*_size(mean)
-    if isinstance(sd, Tensor):
+    if isinstance(sd, Tensor): # on a device, where looking would mean waiting
         alive = sd>tiny
         scale = torch.where(alive, std/sd, 1.)
         return Affine(scale, torch.where(alive, -mean*scale, 0.) if center else None)
@@ -67,7 +69,7 @@ def to_target(
 @dataclass
 class Step:
     "What was done to a layer."
-    mean_before:float|Tensor # Of its output, perhaps one a channel
+    mean_before:float|Tensor # Of its output, perhaps one per channel
     std_before:float|Tensor
     change:Affine # Done to its weight and bias
     converged:bool|None = None # Did an activation after it get to the target?
@@ -77,15 +79,19 @@ def rerun(
     args:tuple, # What its forward got
     kwargs:dict, # Likewise
 )->Any: # What it gives now
-    "Call the forward of `m` once more, without hooks on its output; hooks before it may change its weight, but not `args`."
+    "Call the forward of `m` once more, without hooks on its output; hooks before it may change its weight, not `args`."
     with unmoved_rng():
-        for k,h in list(m._forward_pre_hooks.items()): h(*((m,args,kwargs) if k in m._forward_pre_hooks_with_kwargs else (m,args)))
+        for k,h in list(m._forward_pre_hooks.items()):
+            if k in m._forward_pre_hooks_with_kwargs: h(m, args, kwargs)
+            else: h(m, args)
         return m.forward(*args, **kwargs)
 
+# %% ../nbs/09_correction.ipynb #e8ad40ea
 class Correction:
-    """A context in which each of `layers` is brought to `std`, and to a mean of 0, at its first call whose output has a spread.
+    """A context in which each of `layers` is brought to `std`, and to a mean of 0, at its first call that has a spread.
 
-    Weights change at once, and so does the output, before anybody else sees it: whatever comes later in the pass uses the new ones.
+    Weights change at once, and so does the output, before anybody else sees it: whatever comes later in the pass
+    uses the new ones.
     """
     def __init__(self,
         layers:dict, # Dotted name → module
@@ -98,9 +104,8 @@ class Correction:
         units:dict|None=None, # Layers whose output another module gives, as `attention_units` names them
     ):
         store_attr('layers,moments,std,center')
-        self.units = units or {}
-        self.pool = pool or Pool()
-        self.targets,self.names = targets or {},{m:n for n,m in layers.items()}
+        self.pool,self.targets,self.units = pool or Pool(),targets or {},units or {}
+        self.names = {m:n for n,m in layers.items()}
         self.done,self.left = {},{} # dotted name → `Step`, or why there was none
         self.constant = set() # names of the `done` whose output had no spread in any call: nothing was done
         self.given = {} # dotted name → (std, mean) of what it is thought to give now
@@ -108,54 +113,18 @@ class Correction:
         self.saved:Saved|None = None
 
     def __enter__(self):
-        self.waiting = {}
-        self.hooks = [self.units.get(m, m).register_forward_hook(partial(self.hook, m), prepend=True, with_kwargs=True) for m in self.names]
+        self.waiting,self.hooks = {},[]
+        for m in self.names:
+            unit = self.units.get(m, m)
+            self.hooks.append(unit.register_forward_hook(partial(self.hook, m), prepend=True, with_kwargs=True))
         return self
+
     def __exit__(self, *args):
         for h in self.hooks: h.remove()
         for n,(sd,mean,_) in self.waiting.items(): # constant in every call
-            if n not in self.done:
-                self.done[n] = Step(mean, sd, Affine(1., 0. if self.centers(n) else None))
-                self.constant.add(n)
-
-    def again(self,
-        names:Iterable, # Of the layers to correct
-        saved:Saved, # What their weights are if that does not help
-    )->'Correction': # Itself, for `with`
-        "A further pass for `names`, in which each layer is run again with its new weights, and gets its old ones back if those change nothing."
-        self.todo,self.saved = set(names),saved
-        return self
-
-    def target(self, n:str)->float:
-        "The std aimed at in the layer called `n`"
-        return self.targets.get(n, self.std)
-
-    def centers(self, n:str)->bool:
-        "Is the mean of the layer called `n` to be 0?"
-        return bool(self.center) and getattr(self.layers[n], 'bias', None) is not None and n not in self.off_center
-
-    def zero_mean(self, n:str)->bool:
-        "Is the mean of the layer called `n` to be 0 when all is done?"
-        return self.centers(n)
-
-    def moments_of(self, n:str, out:Any)->tuple:
-        "(std, mean) of `out`, of all processes together"
-        with torch._C.DisableTorchFunction(): return self.pool(n, out.numel(), *self.moments(out))
-
-    def error(self, n:str, sd:float|Tensor, mean:float|Tensor)->float:
-        "How far the layer called `n` is off, relative to its target"
-        target = self.target(n)
-        if target==0: return float(sd)
-        off = abs(math.log(sd/target)) if sd>0 else math.inf
-        return max(off, float(_size(mean))/target) if self.centers(n) else off
-
-    def owner(self, n:str)->str:
-        "The first layer called that has the weight of the one called `n`"
-        w:Any = scaled_param(self.layers[n])
-        seen = self.owners.setdefault(memory_of(w), {})
-        owner = next((o for o,v in seen.items() if shares_memory(w, v)), n)
-        seen[owner] = w
-        return owner
+            if n in self.done: continue
+            self.done[n] = Step(mean, sd, Affine(1., 0. if self.centers(n) else None))
+            self.constant.add(n)
 
     def hook(self, layer:nn.Module, m:nn.Module, args:tuple, kwargs:dict, out:Any)->Any:
         "Correct the output of `layer`, which is `m` or the last layer of the attention `m`, or say why not"
@@ -166,80 +135,136 @@ class Correction:
         if n in self.left: self.todo.remove(n)
         elif o is not None and o.numel(): return self.first_call(n, partial(rerun, m, args, kwargs), o)
 
-    def first_call(self, n:str, again:Callable, o:Any)->Any:
-        "Correct `o`, the output of `again()`, if it has a spread; what replaces it, if anything does"
-        sd,mean = self.moments_of(n, o)
-        if not isinstance(sd, Tensor) and not sd>1e-6*_size(mean):
-            self.waiting.setdefault(n, (sd,mean,o.numel()))
-            return
-        self.todo.remove(n)
-        if self.saved is not None: return self.careful(n, again, sd, mean)
-        change = self.correct(n, o, sd, mean)
-        self.done[n] = Step(mean, sd, change)
-        if not isinstance(sd, Tensor) and sd<1e-3*_size(mean): # the spread was mostly rounding
-            out = again()
-            new:Any = first_tensor(out)
-            self.done[n].change = change.then(self.correct(n, new, *self.moments_of(n, new)))
-            self.corrected(n, new)
-            return out
-        self.corrected(n, o)
+    def moments_of(self, n:str, out:Any)->tuple:
+        "(std, mean) of `out`, of all processes together"
+        with torch._C.DisableTorchFunction(): return self.pool(n, out.numel(), *self.moments(out))
 
-    def correct(self, n:str, o:Tensor, sd:float|Tensor, mean:float|Tensor)->Affine:
-        "Change the weights, and `o` as if they had been so before"
-        change = to_target(sd, mean, self.target(n), self.centers(n))
-        with torch._C.DisableTorchFunction():
-            change.on_(self.layers[n])
-            change(o.data) # by `data`: a backward pass within the forward has the new weight already
-            mean = mean*change.scale + ifnone(change.shift, 0.)
-        self.given[n] = (sd*change.scale, mean.mean() if isinstance(mean, Tensor) and mean.ndim else mean)
-        return change
+    def zero_mean(self, n:str)->bool:
+        "Is the mean of the layer called `n` to be 0 when all is done?"
+        return self.centers(n)
 
     def corrected(self, n:str, o:Any)->None:
         "Called with the output `o` of a layer after its correction"
 
-    def responds(self, n:str, again:Callable, sd:float|Tensor)->bool:
-        "Does twice the weight and bias give twice the spread? (The correction itself may be next to nothing and would prove nothing)"
-        with all_or_nothing(self.layers[n].parameters(), keep=False):
-            Affine(2.).on_(self.layers[n])
-            return abs(float(self.moments_of(n, first_tensor(again()))[0])/(2*float(sd)) - 1) < 0.05
+# %% ../nbs/09_correction.ipynb #1f4be052
+@patch
+def target(self:Correction, n:str)->float:
+    "The std aimed at in the layer called `n`"
+    return self.targets.get(n, self.std)
 
-    def attempt(self, n:str, again:Callable, sd:float|Tensor, mean:float|Tensor)->tuple:
-        "(What was done to the weights, the output after it, how far it is off)"
-        change = to_target(float(sd), mean, self.target(n), self.centers(n))
-        with torch._C.DisableTorchFunction(): change.on_(self.layers[n])
+@patch
+def centers(self:Correction, n:str)->bool:
+    "Is the mean of the layer called `n` to be 0?"
+    return bool(self.center) and getattr(self.layers[n], 'bias', None) is not None and n not in self.off_center
+
+@patch
+def error(self:Correction, n:str, sd:float|Tensor, mean:float|Tensor)->float:
+    "How far the layer called `n` is off, relative to its target"
+    target = self.target(n)
+    if target==0: return float(sd)
+    off = abs(math.log(sd/target)) if sd>0 else math.inf
+    return max(off, float(_size(mean))/target) if self.centers(n) else off
+
+@patch
+def owner(self:Correction, n:str)->str:
+    "The first layer called that has the weight of the one called `n`"
+    w:Any = scaled_param(self.layers[n])
+    seen = self.owners.setdefault(memory_of(w), {})
+    owner = next((o for o,v in seen.items() if shares_memory(w, v)), n)
+    seen[owner] = w
+    return owner
+
+# %% ../nbs/09_correction.ipynb #035ab93f
+@patch
+def correct(self:Correction, n:str, o:Tensor, sd:float|Tensor, mean:float|Tensor)->Affine:
+    "Change the weights, and `o` as if they had been so before"
+    change = to_target(sd, mean, self.target(n), self.centers(n))
+    with torch._C.DisableTorchFunction():
+        change.on_(self.layers[n])
+        change(o.data) # by `data`: a backward pass within the forward has the new weight already
+        mean = mean*change.scale + ifnone(change.shift, 0.)
+    self.given[n] = (sd*change.scale, mean.mean() if isinstance(mean, Tensor) and mean.ndim else mean)
+    return change
+
+@patch
+def first_call(self:Correction, n:str, again:Callable, o:Any)->Any:
+    "Correct `o`, the output of `again()`, if it has a spread; what replaces it, if anything does"
+    sd,mean = self.moments_of(n, o)
+    on_device = isinstance(sd, Tensor)
+    if not on_device and not sd>1e-6*_size(mean):
+        self.waiting.setdefault(n, (sd,mean,o.numel()))
+        return
+    self.todo.remove(n)
+    if self.saved is not None: return self.careful(n, again, sd, mean)
+    change = self.correct(n, o, sd, mean)
+    self.done[n] = Step(mean, sd, change)
+    if not on_device and sd<1e-3*_size(mean): # the spread was mostly rounding
         out = again()
-        return change,out,self.error(n, *self.moments_of(n, first_tensor(out)))
-
-    def careful(self, n:str, again:Callable, sd:float|Tensor, mean:float|Tensor)->Any:
-        "Change the weights, run the layer again, and look what it gives; undo all if it does not depend on its weight"
-        layer,step = self.layers[n],self.done.get(n) or Step(mean, sd, Affine())
-        if not self.responds(n, again, sd):
-            self.left[n] = 'not affine'
-            self.done.pop(n, None)
-            self.saved.restore(only=layer.parameters())
-            return again()
-        was,before = Saved(layer.parameters()),self.error(n, sd, mean)
-        change,out,after = self.attempt(n, again, sd, mean)
-        if self.centers(n) and after>max(before/2, 0.02): # its bias counts otherwise than its weight
-            was.restore()
-            if isinstance(step.change.shift, (float,Tensor)): Affine(1., -step.change.shift).on_(layer)
-            self.off_center.add(n)
-            step.change = Affine(step.change.scale)
-            change,out,after = self.attempt(n, again, *self.moments_of(n, first_tensor(again())))
-        if after>before/2: self.stuck.add(n)
-        self.done[n] = Step(step.mean_before, step.std_before, step.change.then(change))
-        self.corrected(n, first_tensor(out))
+        new:Any = first_tensor(out)
+        self.done[n].change = change.then(self.correct(n, new, *self.moments_of(n, new)))
+        self.corrected(n, new)
         return out
+    self.corrected(n, o)
+
+# %% ../nbs/09_correction.ipynb #251007c3
+@patch
+def again(self:Correction,
+    names:Iterable, # Of the layers to correct
+    saved:Saved, # What their weights are if that does not help
+)->Correction: # Itself, for `with`
+    "A further pass for `names`: each layer runs again with new weights, and gets the old ones back if those change nothing."
+    self.todo,self.saved = set(names),saved
+    return self
+
+@patch
+def responds(self:Correction, n:str, again:Callable, sd:float|Tensor)->bool:
+    "Does twice the weight and bias give twice the spread?" # a correction may be next to nothing, which proves nothing
+    with all_or_nothing(self.layers[n].parameters(), keep=False):
+        Affine(2.).on_(self.layers[n])
+        twice = float(self.moments_of(n, first_tensor(again()))[0])
+        return abs(twice/(2*float(sd)) - 1) < 0.05
+
+@patch
+def attempt(self:Correction, n:str, again:Callable, sd:float|Tensor, mean:float|Tensor)->tuple:
+    "(What was done to the weights, the output after it, how far it is off)"
+    change = to_target(float(sd), mean, self.target(n), self.centers(n))
+    with torch._C.DisableTorchFunction(): change.on_(self.layers[n])
+    out = again()
+    return change,out,self.error(n, *self.moments_of(n, first_tensor(out)))
+
+@patch
+def careful(self:Correction, n:str, again:Callable, sd:float|Tensor, mean:float|Tensor)->Any:
+    "Change the weights, run the layer again, and look what it gives; undo all if it does not depend on its weight"
+    layer,step = self.layers[n],self.done.get(n) or Step(mean, sd, Affine())
+    if not self.responds(n, again, sd):
+        self.left[n] = 'not affine'
+        self.done.pop(n, None)
+        self.saved.restore(only=layer.parameters())
+        return again()
+    was,before = Saved(layer.parameters()),self.error(n, sd, mean)
+    change,out,after = self.attempt(n, again, sd, mean)
+    if self.centers(n) and after>max(before/2, 0.02): # its bias does not count as its weight does
+        was.restore()
+        if isinstance(step.change.shift, (float,Tensor)): Affine(1., -step.change.shift).on_(layer)
+        self.off_center.add(n)
+        step.change = Affine(step.change.scale)
+        change,out,after = self.attempt(n, again, *self.moments_of(n, first_tensor(again())))
+    if after>before/2: self.stuck.add(n)
+    self.done[n] = Step(step.mean_before, step.std_before, step.change.then(change))
+    self.corrected(n, first_tensor(out))
+    return out
 
 # %% ../nbs/09_correction.ipynb #ac59e2ff
 class ChannelCorrection(Correction):
-    "A `Correction` that takes the mean out of each channel and scales by what is left, the std within channels; as `Correction` where there is no bias to take it."
+    """A `Correction` that takes the mean out of each channel and scales by what is left, the std within channels;
+    as `Correction` where there is no bias to take it."""
     def moments_of(self, n:str, out:Any)->tuple:
         "(std within channels, mean of each) of `out`, of all processes together"
         m = self.layers[n]
         dim = out.ndim-1-(len(m.kernel_size) if isinstance(m, _ConvNd) else 0)
         if not self.centers(n) or out.shape[dim]!=m.bias.numel(): return super().moments_of(n, out)
+        others,dtype = [d for d in range(out.ndim) if d!=dim],torch.promote_types(out.dtype, torch.float)
         with torch._C.DisableTorchFunction():
-            mean = out.mean([d for d in range(out.ndim) if d!=dim], keepdim=True, dtype=torch.promote_types(out.dtype, torch.float))
+            mean = out.mean(others, keepdim=True, dtype=dtype)
             mean = mean.view(mean.shape[dim:]) # broadcasts to an output of any number of dimensions before it
             return self.pool.channels(n, out.numel(), self.moments(out-mean)[0], mean)

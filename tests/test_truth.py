@@ -204,7 +204,8 @@ class Custom(nn.Module):
     def forward(self, x): return torch.where(x>0, x, 0.3*x) + 0.1*torch.sin(x)
 
 ACTS = dict(prelu=nn.PReLU(), many_prelu=nn.PReLU(30), sin=torch.sin, clamp=lambda o: o.clamp(-1.5,1.5), method=lambda o: o.tanh(), custom=Custom(), own=lambda o: o*torch.sigmoid(1.5*o),
-            f_prelu=lambda o: F.prelu(o, torch.tensor([.1])), swish=nn.SiLU(), scaled=lambda o: (2*o).relu(), inplace=lambda o: F.leaky_relu_(o, 0.2))
+            f_prelu=lambda o: F.prelu(o, torch.tensor([.1])), swish=nn.SiLU(), scaled=lambda o: (2*o).relu(), scaled_view=lambda o: (o.view(-1)*2).tanh().view_as(o), scaled_transposed=lambda o: ((o.t()*2).view(-1,2,len(o))-1).tanh().view(-1,len(o)).t(),
+            inplace=lambda o: F.leaky_relu_(o, 0.2))
 
 @pytest.mark.parametrize('act', ACTS)
 def test_after_any_activation(act):

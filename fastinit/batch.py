@@ -6,11 +6,12 @@ Docs: https://fastinit.github.io/fastinit/batch.html.md"""
 
 # %% auto #0
 __all__ = ['NotYet', 'cannot_ask', 'unmoved_data', 'draw', 'event_names', 'does', 'speaks_of', 'batch_callbacks', 'stand_in',
-           'in_dtype', 'as_given', 'training_batch', 'agreed_batch', 'inputs_targets', 'first_batch',
+           'in_dtype', 'as_given', 'training_modes', 'training_batch', 'agreed_batch', 'inputs_targets', 'first_batch',
            'loss_with_callbacks']
 
 # %% ../nbs/13_batch.ipynb #ae67d004
 from fastai.basics import *
+from fastai.callback.training import BnFreeze,set_bn_eval
 import warnings
 from collections.abc import Callable,Iterable,Iterator
 from contextlib import redirect_stdout,suppress
@@ -98,8 +99,8 @@ def _codes(f):
     return res
 
 def event_names(
-    cb:Callback, # Any callback
-    event:str, # Such as 'before_batch'
+    cb:Callback|nn.Module, # Any callback, or module
+    event:str, # Such as 'before_batch'; of a module 'forward'
 )->set|None: # None where the code cannot be read
     "The names in what `cb` does in `event`, methods of its own that it calls included."
     todo,res = [getattr(cb, event)],set()
@@ -108,7 +109,8 @@ def event_names(
         if codes is None: return
         new = {n for c in codes for n in c.co_names} - res
         res |= new
-        todo += [vars(c)[n] for n in new for c in type(cb).__mro__ if n in vars(c) and c is not Callback and callable(vars(c)[n])]
+        mine = [c for c in type(cb).__mro__ if c not in (Callback,nn.Module)]
+        todo += [vars(c)[n] for n in new for c in mine if callable(vars(c).get(n))]
     return res
 
 _contexts = {'__enter__','enter_context','set_grad_enabled'}
@@ -148,7 +150,7 @@ def stand_in(
     dl = learn.dls.train
     vars(res).update(cbs=L(), training=True, iter=0, epoch=0, train_iter=0, pct_train=0., dl=dl)
     with suppress(TypeError, AttributeError): res.n_iter = len(dl)
-    res.n_epoch = getattr(learn, 'n_epoch', 1)
+    res.n_epoch = vars(learn).get('n_epoch', 1)
     memo = {id(learn):res, **{id(o):o for o in (learn.model, learn.dls, dl, learn.opt, learn.loss_func)}}
     for cb in cbs:
         memo.update({id(o):o.detach() for o in all_tensors(vars(cb)) if not o.is_leaf}) # of an earlier step
@@ -200,6 +202,23 @@ def as_given(
     xb,yb = (tuple(o) if isinstance(o, (tuple,list)) else (o,) for o in (twin.xb, twin.yb))
     return (xb if p is None else in_dtype(xb, p.dtype)),yb
 
+def _sets_modes(cb):
+    "Does `cb` put modules in evaluation mode when training begins?"
+    names = [event_names(cb, o) for o in ('before_fit','before_epoch','before_train','before_batch') if does(cb, o)]
+    return any(o and o & {'eval','set_bn_eval'} for o in names) and not isinstance(cb, BnFreeze)
+
+@contextmanager
+def training_modes(
+    learn:Learner, # Not in training
+)->Iterator[None]: # For `with`
+    "The modes of the first training batch: `model.train()`, then what fastai's `BnFreeze` does; on leaving as before."
+    modes = [(m,m.training) for m in learn.model.modules()]
+    learn.model.train()
+    if any(isinstance(cb, BnFreeze) for cb in learn.cbs): set_bn_eval(unwrap(learn.model))
+    try: yield
+    finally:
+        for m,mode in modes: m.training = mode
+
 def training_batch(
     learn:Learner, # Not in training
 )->tuple: # (inputs, targets)
@@ -213,11 +232,12 @@ def training_batch(
 def agreed_batch(
     learn:Learner, # Not in training
 )->tuple: # Inputs
-    "Those of `training_batch`; of several processes all raise if one has none."
-    why,xb = '',()
+    "Those of `training_batch`; of several processes all raise if one has none. Raises `NotYet`, too, where a callback may change the modes of modules."
+    setter,xb = first(cb for cb in learn.cbs if _sets_modes(cb)),()
+    why = f'{setter} puts modules in evaluation mode' if setter else ''
     with Pool(unwrap(learn.model)) as pool:
         try: xb = training_batch(learn)[0]
-        except NotYet as e: why = str(e)
+        except NotYet as e: why = why or str(e)
         if pool.size>1 and any(n for n,*_ in pool.exchange('the batch', n=float(bool(why)))): why = why or 'another process has no batch before training begins'
     if why: raise NotYet(why)
     return xb

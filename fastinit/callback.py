@@ -134,10 +134,11 @@ class InitCallback(Callback):
             if isinstance(cb, InitCallback): cb.notice_old_weights()
         if self.done or self.learn.opt is None or _predicts(): return
         self.late,self.was = '',None
-        self.kept = {} if self.force else kept_params(self.learn, {**self.seen, **getattr(self.learn, '_init_weights', {})})
+        self.kept = {} if self.force else kept_params(self.learn, {**self.seen, **vars(self.learn).get('_init_known', {})})
         try:
             if belated: raise NotYet('an earlier fit ended before its first batch')
-            self.initialize(agreed_batch(self.learn))
+            xb = agreed_batch(self.learn)
+            with training_modes(self.learn): self.initialize(xb)
         except NotYet as e: self.wait(str(e))
         except Exception as e:
             if not _misfit(e) or num_distrib()>1: raise
@@ -154,7 +155,7 @@ class InitCallback(Callback):
         differ = differs_in_training(model)
         if differ: self.report.notes.append(f"measured as in evaluation, and otherwise in training: {', '.join(differ)}")
         mine = {m:v for m,v in remember(model).items() if not any(id(p) in self.kept for p in m._parameters.values())}
-        self.learn._init_weights = {**self.seen, **getattr(self.learn, '_init_weights', {}), **mine} # not 'loaded' to others, or later
+        self.learn._init_known = {**self.seen, **vars(self.learn).get('_init_known', {}), **mine} # not 'loaded' to others, or later
         self.kept = {}
         if not self.late: self.seen = {}
 
@@ -169,14 +170,14 @@ def wait(self:InitCallback,
 )->None:
     "Initialize at the first training batch, after all other callbacks"
     self.late,self.order = why,self.order+1000
-    self.was = remember(self.learn.model),getattr(self.learn, '_init_weights', {})
+    self.was = remember(self.learn.model),vars(self.learn).get('_init_known', {})
 
 @patch
 def notice_old_weights(self:InitCallback)->None:
     "Begin anew where the weights are again what they were before the first batch, as after `lr_find`"
     if not self.done: return
     if self.was and not changed_params(self.learn.model, self.was[0]):
-        self.done,self.report,self.learn._init_weights = False,None,self.was[1]
+        self.done,self.report,self.learn._init_known = False,None,self.was[1]
         vars(self.learn).pop('_init_report', None)
     self.late,self.was = '',None
 
@@ -190,7 +191,7 @@ def before_batch(self:InitCallback)->None:
         if not changed_params(model, self.was[0]): self.was = None
         vars(self).pop('order', None)
         self.report.notes.insert(0, f'initialized at the first training batch, on which callbacks that copied the weights before have the old ones: {self.late}')
-    if self.unchecked and self.report is getattr(self.learn, '_init_report', None) and can_watch(model): self.stats = FirstBatch(model)
+    if self.unchecked and self.report is vars(self.learn).get('_init_report') and can_watch(model): self.stats = FirstBatch(model)
     self.unchecked = False
 
 @patch
@@ -274,12 +275,13 @@ def init_report(self:Learner,
     **kwargs
 )->InitReport: # What an initialization recorded before training; with `hist` or `grads`, or where nothing was recorded, the model as it is now
     "Draw mean and std of every layer on one training batch, and return the report; the model, its gradients and the data order stay as they are."
-    report = None if hist or grads else getattr(self, '_init_report', None)
+    report = None if hist or grads else vars(self).get('_init_report')
     if report is None:
         model,(xb,yb) = check_model(self.model),inputs_targets(self)
-        report = init_stats(model, *xb, include_paramless=include_paramless)
-        if hist: report.hists = layer_hists(model, *xb, include_paramless=include_paramless)
-        if grads: report.df['grad_std'] = report.df.layer.map(_grads(self, xb, yb, include_paramless=include_paramless))
+        with training_modes(self):
+            report = init_stats(model, *xb, include_paramless=include_paramless)
+            if hist: report.hists = layer_hists(model, *xb, include_paramless=include_paramless)
+            if grads: report.df['grad_std'] = report.df.layer.map(_grads(self, xb, yb, include_paramless=include_paramless))
     report.plot(**kwargs)
     if hist: plot_hists(report)
     if grads: plot_grads(report)

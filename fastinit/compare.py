@@ -48,7 +48,7 @@ def _compare_on_a_batch(learn, inits, layers, include_paramless, shown):
     values = [*model.parameters(), *(m.sub for m in model.modules() if isinstance(m, GeneralReLU))]
     for n,o in progress_bar(list(inits.items()), leave=False) if shown else inits.items():
         scheme,options = (o.scheme, dict(o.kwargs, layers=o.layers, force=o.force)) if isinstance(o, InitCallback) else (o, dict(layers=layers))
-        with all_or_nothing(values, keep=False): reports[n] = init_(model, scheme, *xb, include_paramless=include_paramless, **options)
+        with training_modes(learn), all_or_nothing(values, keep=False): reports[n] = init_(model, scheme, *xb, include_paramless=include_paramless, **options)
         reports[n].scheme = n
     return reports
 
@@ -105,7 +105,8 @@ def _one_training(learn, cb, lr, steps, seed, tick):
     losses = [float(o) for o in read_all(course.losses)] + [math.nan]*(steps-len(course.losses))
     pool = Pool(new.model)
     if pool.size>1: losses = np.mean(pool.gather(torch.tensor(losses, device=pool.device)), 0).tolist()
-    return cb.report,init_stats(new.model, *first_batch(new), include_paramless=cb.include_paramless),losses
+    xb = first_batch(new)
+    with training_modes(new): return cb.report,init_stats(new.model, *xb, include_paramless=cb.include_paramless),losses
 
 # %% ../nbs/19_compare.ipynb #1e56aeca
 class InitComparison(dict):
@@ -146,6 +147,7 @@ class InitComparison(dict):
         if len(t)==1: return lead
         b = t.iloc[1]
         if not math.isfinite(b.loss): return f'{lead}; every other scheme diverged'
+        if a.seeds==1 and a.loss==b.loss: return f'no difference between {_named(a)} and {_named(b)}: a loss of {a.loss:.3g} after {self.losses.step.max()} steps'
         if a.seeds==1: return f'{lead}, {b.loss-a.loss:.3g} below {_named(b)}; one seed does not tell this from chance: `seeds=3`'
         gap = b.lowest-a.highest
         if gap>0: return f'{lead}: {b.loss-a.loss:.3g} below {_named(b)}, {gap:.3g} beyond the spread of {a.seeds} seeds'
@@ -221,7 +223,7 @@ def compare_inits(self:Learner,
     Model, optimizer, data order and random state stay as they are. Raises `TypeError` or `ValueError` before it starts if one of `inits` is none."""
     inits,draws = _named_inits(inits),rank_distrib()==0
     if steps<0 or seeds<1 or lr is not None and lrs is not None: raise ValueError(f'steps={steps} and seeds={seeds} must be 0 and 1 at least, and either lr or lrs be given')
-    shown = draws and hasattr(self, 'progress')
+    shown = draws and 'progress' in vars(self)
     if not steps:
         reports = _compare_on_a_batch(self, inits, layers, include_paramless, shown)
         if draws: plot_init_stats(reports, **kwargs)

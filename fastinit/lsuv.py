@@ -12,6 +12,7 @@ from fastai.basics import *
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
+from operator import attrgetter
 from typing import Any
 from .tensors import *
 from .layers import *
@@ -25,47 +26,6 @@ from .branches import *
 from .correction import *
 from .at_activation import *
 
-# %% ../nbs/11_lsuv.ipynb #6f6580ea
-def _first_not_finite(rows):
-    r = next((r for r in rows if not (math.isfinite(r['mean']) and math.isfinite(r['std']))), None)
-    if r: raise InitError(f"{r['layer']} ({r['type']}) gives values that are not finite: look for NaN or inf in the batch "
-                                 f"and in the weights, or for values too large for the dtype. The model is as it was")
-
-# %% ../nbs/11_lsuv.ipynb #25b08253
-_lsuv_cols = 'mean_before std_before scale shift'.split()
-def _number(v): return 0. if v is None else v.mean() if isinstance(v, Tensor) and v.ndim else v # of one value a channel the mean
-
-def _add_steps(rows, done):
-    "The columns that LSUV adds to a report"
-    for r in rows:
-        if (s := done.get(r['layer'])) is None: continue
-        r.update(zip(_lsuv_cols, map(_number, (s.mean_before, s.std_before, s.change.scale, s.change.shift))))
-
-def _lsuv_frame(rows):
-    target = ['target'] if any('target' in r for r in rows) else []
-    return frame(rows, *_lsuv_cols, *target).assign(converged=pd.array([r.get('converged') for r in rows], dtype='boolean'))
-
-# %% ../nbs/11_lsuv.ipynb #7e388407
-def _warn_slow(rows, std, tol, stacklevel=3):
-    "One warning for layers that did not get to the target"
-    slow = [r for r in rows if r.get('converged')==False]
-    if not slow: return
-    own = slow[0]['std'] # the layer may be right where what its activation makes of it is not
-    where = 'after its activation' if abs(own/std-1)<=tol else f'at {own:.3g}'
-    warnings.warn(f"{len(slow)} layers did not reach std {std:g} within {tol:g} (first: {slow[0]['layer']}, {where})", stacklevel=stacklevel)
-
-# %% ../nbs/11_lsuv.ipynb #bb3c90f5
-def _branch_targets(model, xb, branch_scale, std, layers):
-    "({name of the one of `layers` that ends a residual branch: its target}, notes for the report)"
-    ends = residual_branches(model, *xb)
-    free,normed = [n for n,v in ends.items() if not v],[n for n,v in ends.items() if v]
-    part = max(len(free), 1)**-0.5 if branch_scale=='auto' else branch_scale
-    how = f'end at std {std*part:.3g}' if part else 'are silent until the first step'
-    mine = [n for n in free if n in layers]
-    notes = [f'{len(mine)} residual branches {how} (first: {mine[0]})'] if mine else []
-    if normed: notes.append(f'{len(normed)} residual branches end in a normalization, whose weight decides what they add (first: {normed[0]})')
-    return {n: std*part for n in mine},notes or ['no residual branches were found' if not free else 'no residual branch ends in a layer that is initialized']
-
 # %% ../nbs/11_lsuv.ipynb #f221a8df
 def _is_scale(v): return v in (None,'auto') or isinstance(v, (int,float)) and v>=0
 
@@ -74,15 +34,45 @@ def _check_options(pre='kaiming', std=1., center=True, at='layer', branch_scale=
     if not (isinstance(std, (int,float)) and std>0): raise ValueError(f'std={std!r}: must be over 0')
     if at not in ('layer','activation'): raise ValueError(f"at={at!r}: must be 'layer' or 'activation'")
     if center not in (True,False,'channel'): raise ValueError(f"center={center!r}: must be True, False or 'channel'")
-    if center=='channel' and at=='activation':
-        raise ValueError("center='channel' takes the means out before the activation: it goes with at='layer'")
-    if at=='activation' and not verify: raise ValueError("verify=False predicts what a layer gives; what an activation makes of that must be measured: leave it out with at='activation'")
     if not _is_scale(branch_scale): raise ValueError(f"branch_scale={branch_scale!r}: must be 'auto', 0, a number over 0, or None")
+    if at=='activation' and center=='channel':
+        raise ValueError("center='channel' takes the means out before the activation: it goes with at='layer'")
+    if at=='activation' and not verify:
+        raise ValueError("verify=False predicts what a layer gives; what an activation makes of that must be measured: "
+                         "leave it out with at='activation'")
+
+# %% ../nbs/11_lsuv.ipynb #bb3c90f5
+def _branch_notes(mine, normed, free, std):
+    "Sentences on the branches that end in `mine`, in a normalization, or in neither"
+    how = f'end at std {std:.3g}' if std else 'are silent until the first step'
+    notes = []
+    if mine: notes.append(f'{len(mine)} residual branches {how} (first: {mine[0]})')
+    if normed:
+        notes.append(f'{len(normed)} residual branches end in a normalization, whose weight decides what they add (first: {normed[0]})')
+    if notes: return notes
+    return ['no residual branch ends in a layer that is initialized' if free else 'no residual branches were found']
+
+def _branch_targets(model, xb, branch_scale, std, layers):
+    "({name of the one of `layers` that ends a residual branch: its target}, notes for the report)"
+    if branch_scale is None: return {},[]
+    ends = residual_branches(model, *xb)
+    free,normed = [n for n,v in ends.items() if not v],[n for n,v in ends.items() if v]
+    if branch_scale=='auto': branch_scale = max(len(free), 1)**-0.5
+    mine = [n for n in free if n in layers]
+    return dict.fromkeys(mine, std*branch_scale),_branch_notes(mine, normed, free, std*branch_scale)
+
+# %% ../nbs/11_lsuv.ipynb #ed609956
+def _correction(model, layers, acts, std, center, at, tol, max_iter, **kwargs):
+    "The `Correction` that the options ask for"
+    kwargs.update(center=bool(center), units=attention_units(model.modules()))
+    if at=='activation': return ActivationCorrection(layers, Moments(), std, acts=acts, tol=tol, max_iter=max_iter, **kwargs)
+    kind = ChannelCorrection if center=='channel' else Correction
+    return kind(layers, Moments(), std, **kwargs)
 
 # %% ../nbs/11_lsuv.ipynb #d3a1520b
 class _Passes:
-    "The forward passes of LSUV, each from the same state of the model; layers that `fix` left alone have after each what `saved` has, to the bit"
-    def __init__(self, model, xb, fix, saved, new_stats, params, pool, tol):
+    "The forward passes of LSUV, each from the same state of the model; layers that `fix` left alone have after each what `saved` has"
+    def __init__(self, model, xb, fix, saved, new_stats, params, tol):
         store_attr()
         self.layer_params = {n:list(m.parameters()) for n,m in fix.layers.items()}
 
@@ -91,7 +81,8 @@ class _Passes:
         with probing(self.model, *self.xb, but=self.params) as self.notes, ExitStack() as stack:
             for c in contexts: stack.enter_context(c)
             forward(self.model, *self.xb)
-        done,left = ([p for n,ps in self.layer_params.items() if (n in self.fix.done)==d for p in ps] for d in (True,False))
+        done = [p for n,ps in self.layer_params.items() if n in self.fix.done for p in ps]
+        left = [p for n,ps in self.layer_params.items() if n not in self.fix.done for p in ps]
         if left: self.saved.restore(but=done, only=left)
 
     def measure(self):
@@ -100,34 +91,50 @@ class _Passes:
         self.run(stats)
         return self.look(stats)
 
-    def look(self, stats):
-        "The rows of `stats`, with how far each corrected layer is off, relative to its target"
-        fix,rows = self.fix,judged(stats, self.fix.std, self.pool, self.fix.targets)
-        _first_not_finite(rows)
-        for r in rows:
-            if r['layer'] not in fix.done or r['layer'] in fix.constant: continue
-            target = fix.target(r['layer'])
-            if fix.targets: r['target'] = target
-            std = float(getattr(stats, 'after', {}).get(r['layer'], r['std'])) # that of the activation where it counts
-            r['error'] = abs(std-target)/(target or 1.)
-            r['converged'] = r['error'] <= self.tol
-        return rows
+# %% ../nbs/11_lsuv.ipynb #6f6580ea
+def _check_finite(rows):
+    for r in rows:
+        if math.isfinite(r.mean) and math.isfinite(r.std): continue
+        raise InitError(f'{r.layer} ({r.type}) gives values that are not finite: look for NaN or inf in the batch '
+                        'and in the weights, or for values too large for the dtype. The model is as it was')
 
-    def off(self, rows):
-        "Names of the layers to correct again"
-        def _bad(r):
-            target = self.fix.target(r['layer'])
-            return r['error']>self.tol/2 or self.fix.zero_mean(r['layer']) and abs(r['mean'])>0.02*max(target, 1e-3)
-        return [r['layer'] for r in rows if 'error' in r and r['layer'] not in self.fix.stuck and r['std']>1e-6*abs(r['mean']) and _bad(r)]
+@patch
+def look(self:_Passes, stats):
+    "The rows of `stats`, with what was done to each layer and how far it is off, relative to its target"
+    fix = self.fix
+    rows = with_status(stats, fix.std, fix.pool, fix.targets)
+    _check_finite(rows)
+    after = getattr(stats, 'after', {}) # the std of the activation, where that is what counts
+    for r in rows:
+        r.step = fix.done.get(r.layer)
+        if r.step is None or r.layer in fix.constant: continue
+        target = fix.target(r.layer)
+        if fix.targets: r.target = target
+        r.off = abs(float(after.get(r.layer, r.std))-target)/(target or 1.)
+        r.converged = r.off <= self.tol
+    return rows
+
+@patch
+def off(self:_Passes, rows):
+    "Names of the layers to correct again"
+    def _bad(r):
+        off_center = self.fix.zero_mean(r.layer) and abs(r.mean) > 0.02*max(self.fix.target(r.layer), 1e-3)
+        return r.off > self.tol/2 or off_center
+    return [r.layer for r in rows if r.off is not None and r.layer not in self.fix.stuck and r.has_spread and _bad(r)]
 
 # %% ../nbs/11_lsuv.ipynb #d3a1520c
+def _no_single_value(fix):
+    "Raise for a layer that gave one value in all"
+    for n,(_,_,count) in fix.waiting.items():
+        if count>1: continue
+        raise InitError(f'{n} ({type(fix.layers[n]).__name__}) gives a single value on this batch, which has no std: use a larger batch')
+
 def _corrected(passes, verify, rounds=6):
     "Correct, measure, and repeat for the layers that are off; the rows of the last pass"
     fix = passes.fix
     stats = [] if verify else [passes.new_stats(known=fix.given)]
     passes.run(*stats, fix) # whose hooks come first
-    single = [n for n,(_,_,count) in fix.waiting.items() if count==1]
-    if single: raise InitError(f'{single[0]} ({type(fix.layers[single[0]]).__name__}) gives a single value on this batch, which has no std: use a larger batch')
+    _no_single_value(fix)
     if not verify: return passes.look(*stats)
     rows = passes.measure()
     for _ in range(rounds):
@@ -136,6 +143,43 @@ def _corrected(passes, verify, rounds=6):
         passes.run(fix.again(off, passes.saved))
         rows = passes.measure()
     return rows
+
+# %% ../nbs/11_lsuv.ipynb #25b08253
+_columns = dict(mean_before='mean_before', std_before='std_before', scale='change.scale', shift='change.shift') # of a `Step`
+
+def _number(v):
+    "`v`, or the mean of one value per channel"
+    if v is None: return 0.
+    return v.mean() if isinstance(v, Tensor) and v.ndim else v
+
+def _table(rows):
+    "The table of the report, with what LSUV did to each layer"
+    cols = {k:[math.nan if r.step is None else _number(attrgetter(at)(r.step)) for r in rows] for k,at in _columns.items()}
+    if any(r.target is not None for r in rows): cols['target'] = [ifnone(r.target, math.nan) for r in rows]
+    return frame(rows, **cols).assign(converged=pd.array([r.converged for r in rows], dtype='boolean'))
+
+def _report(rows, passes, notes, left, at):
+    "The report; its table is made when it is looked at"
+    fix = passes.fix
+    res = InitReport(partial(_table, rows), 'lsuv', fix.std, [*notes, *passes.notes, *call_notes(rows)])
+    res.at = at
+    return res.mark({**left, **{n:fix.left.get(n, 'not called') for n in fix.layers if n not in fix.done}})
+
+# %% ../nbs/11_lsuv.ipynb #7e388407
+def _warn_slow(rows, std, tol, stacklevel=3):
+    "One warning for layers that did not get to the target"
+    slow = [r for r in rows if r.converged is False]
+    if not slow: return
+    own = slow[0].std # the layer may be right where what its activation makes of it is not
+    where = 'after its activation' if abs(own/std-1)<=tol else f'at {own:.3g}'
+    warnings.warn(f'{len(slow)} layers did not reach std {std:g} within {tol:g} (first: {slow[0].layer}, {where})', stacklevel=stacklevel)
+
+def _plain_subs(acts):
+    "A note on the fastai course's activation, which subtracts a plain number"
+    found = [m for m in acts if not isinstance(m, GeneralReLU) and isinstance(getattr(m, 'sub', None), (int,float))]
+    if not found: return []
+    return [f'{len(found)} {type(found[0]).__name__} subtract a plain number, which stays as it is: '
+            'their mean is not brought to 0, as that of a GeneralReLU is']
 
 # %% ../nbs/11_lsuv.ipynb #d3a1520a
 def lsuv_(
@@ -152,8 +196,9 @@ def lsuv_(
     max_iter:int=10, # Steps for an activation that is not positively homogeneous; the layer itself needs none
     verify:bool=True, # Measure all layers in a pass of its own, and correct those again that are off? False: one pass in all, the report's numbers are predicted
     include_paramless:bool=False, # Also list modules without parameters in the report (always with at='activation')
-)->InitReport: # One row a layer, in order of execution
-    "Layer-sequential unit variance: each layer corrected in one forward pass, measured in a second (Mishkin & Matas 2015, arXiv 1511.06422, algorithm 1); raises `InitError`, or `ValueError` for a wrong option."
+)->InitReport: # One row per layer, in order of execution
+    """Layer-sequential unit variance: each layer corrected in one forward pass, measured in a second
+    (Mishkin & Matas 2015, arXiv 1511.06422, algorithm 1); raises `InitError`, or `ValueError` for a wrong option."""
     _check_options(pre, std, center, at, branch_scale, verify)
     model = unwrap(model)
     with Pool(model) as pool: # a failure in it is told to the other processes, if there are any
@@ -162,23 +207,19 @@ def lsuv_(
         acts = [m for m in model.modules() if is_activation(m)] if at=='activation' else []
         params = [p for m in todo.values() for p in m.parameters()] if pool.size==1 else list(model.parameters())
         params += [m.sub for m in acts if isinstance(m, GeneralReLU)]
-        targets,said = ({},[]) if branch_scale is None else _branch_targets(model, xb, branch_scale, std, scaled)
-        kind = partial(ActivationCorrection, acts=acts, tol=tol, max_iter=max_iter) if at=='activation' else ChannelCorrection if center=='channel' else Correction
-        fix = kind(scaled, Moments(), std, center=bool(center), pool=pool, targets=targets, units=attention_units(model.modules()))
-        new_stats = partial(AfterActivation, model, scaled, acts) if at=='activation' else partial(LayerStats, model, include_paramless)
+        targets,notes = _branch_targets(model, xb, branch_scale, std, scaled)
+        fix = _correction(model, scaled, acts, std, center, at, tol, max_iter, pool=pool, targets=targets)
+        new_stats = partial(LayerStats, model, include_paramless) if at=='layer' else partial(AfterActivation, model, scaled, acts)
         with all_or_nothing(params) as saved, unmoved_rng():
-            passes = _Passes(model, xb, fix, saved, new_stats, params, pool, tol)
+            passes = _Passes(model, xb, fix, saved, new_stats, params, tol)
             if pre is not None and todo: run_scheme(pre, model, todo, *xb)
             pool.share(params)
             rows = _corrected(passes, verify)
             pool.close()
-            _add_steps(rows, fix.done)
-            numbers = [m for m in acts if center and not isinstance(m, GeneralReLU) and isinstance(getattr(m, 'sub', None), (int,float))]
-            if numbers: said.append(f'{len(numbers)} {type(numbers[0]).__name__} subtract a plain number, which stays as it is: their mean is not brought to 0, as that of a GeneralReLU is')
-            if not verify: said.append('the means and stds are predicted: verify=False leaves out the pass that measures them')
-            report = InitReport(partial(_lsuv_frame, rows), 'lsuv', std, [*said, *passes.notes, *call_notes(rows), *(unknown_note(model) if todo.by_default else [])]) # the table is made when it is looked at
-            report.at = at
-            report.mark({**left, **{n:fix.left.get(n, 'not called') for n in scaled if n not in fix.done}})
+            if center: notes += _plain_subs(acts)
+            if not verify: notes.append('the means and stds are predicted: verify=False leaves out the pass that measures them')
+            report = _report(rows, passes, notes, left, at)
+            if todo.by_default: report.notes += unknown_note(model)
             warn_left(report.left)
             _warn_slow(rows, std, tol)
     return report
@@ -191,8 +232,9 @@ def lsuv_residual_(
     center:bool|str='channel', # As in `lsuv_`
     branch_scale:float|str|None=0., # As in `lsuv_`
     **kwargs:Any
-)->InitReport: # One row a layer, in order of execution
-    "LSUV (Mishkin & Matas 2015) for residual networks without normalization: each channel at mean 0, and the last layer of each branch 0, as in Fixup (Zhang et al. 2019, section 3); raises what `lsuv_` does."
+)->InitReport: # One row per layer, in order of execution
+    """LSUV (Mishkin & Matas 2015) for residual networks without normalization: each channel at mean 0, and the last layer of each
+    branch 0, as in Fixup (Zhang et al. 2019, section 3); raises what `lsuv_` does."""
     return lsuv_(model, *xb, center=center, branch_scale=branch_scale, **kwargs)
 
 # %% ../nbs/11_lsuv.ipynb #ef268dc1

@@ -37,7 +37,7 @@ def _ticks(ax, names, most=24):
     "Layer names along x, thinned until they can be read"
     step = max(1, -(-len(names)//most))
     ax.set_xticks(range(0, len(names), step), [n if len(n)<=22 else '…'+n[-21:] for n in names[::step]], rotation=90, fontsize=8)
-    ax.set_xlim(-0.5, len(names)-0.5)
+    ax.set_xlim(-0.5, max(1, len(names))-0.5)
     ax.set_xlabel('layer, in order of execution' + (f' (1 in {step} named)' if step>1 else ''))
 
 def _is_wide(reports):

@@ -72,9 +72,10 @@ class Pool:
     def together(self, rows:list)->list:
         "The table of all processes together"
         if self.size==1: return rows
-        self.exchange('the table', details=[r['layer'] for r in rows])
-        parts = self.gather(torch.tensor([[math.prod(r['shape']), r['std'], r['mean']] for r in rows], dtype=torch.double, device=self.device))
-        for r,*p in zip(rows, *parts): r['std'],r['mean'] = pooled(p)
+        self.exchange('the table', details=[r.layer for r in rows])
+        mine = [[math.prod(r.shape), r.std, r.mean] for r in rows]
+        parts = self.gather(torch.tensor(mine, dtype=torch.double, device=self.device))
+        for r,*p in zip(rows, *parts): r.std,r.mean = pooled(p)
         return rows
 
     def close(self)->None:

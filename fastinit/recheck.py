@@ -48,23 +48,28 @@ def off_layers(
 )->dict: # Dotted name → (std now, std in the report)
     "The layers that now give another std; of fewer than 32 values nothing is said."
     was = dict(zip(report.df.layer, report.df['std']))
-    def _off(r): return not was[r['layer']]/factor <= r['std'] <= was[r['layer']]*factor
-    return {r['layer']:(r['std'],was[r['layer']]) for r in rows if was.get(r['layer'], 0)>1e-6 and math.prod(r['shape'])>=32 and _off(r)}
+    def _off(r): return not was[r.layer]/factor <= r.std <= was[r.layer]*factor
+    known = [r for r in rows if was.get(r.layer, 0)>1e-6 and math.prod(r.shape)>=32]
+    return {r.layer:(r.std,was[r.layer]) for r in known if _off(r)}
+
+def _rates(m):
+    "Rates of dropout in `m`"
+    return [v for k,v in vars(m).items() if (k=='p' or k.endswith('_p') or 'drop' in k) and isinstance(v, (int,float))]
 
 def differs_in_training(
     model:nn.Module, # Perhaps wrapped
 )->list: # Such as '6 Dropout (first: 1.2)'
-    "Which leaf modules act otherwise in training than in the pass that measures: those whose forward looks at `training`, but for normalization, and for dropout of 0."
-    def _looks(m): return 'training' in getattr(getattr(type(m).forward, '__code__', None), 'co_names', ())
-    def _idle(m):
-        rates = [v for k in ('p','dropout','drop_prob','drop_rate') if isinstance(v := getattr(m, k, None), (int,float))]
-        return bool(rates) and not any(rates)
+    "Which modules act otherwise in training than in the pass that measures: those whose forward looks at `training`, but for normalization, and for dropout of 0; of modules with others in them those that have a rate."
     names = layer_names(unwrap(model))
-    found = [m for m in names if (is_leaf(m) or isinstance(m, nn.MultiheadAttention)) and not isinstance(m, _NormBase) and _looks(m) and not _idle(m)]
+    looks = {t:'training' in (event_names(m, 'forward') or ()) for t,m in {type(m):m for m in names}.items() if not issubclass(t, (_NormBase,torch.jit.ScriptModule))}
+    def _acts(m):
+        rates = _rates(m)
+        return any(0<r<=1 for r in rates) if rates else is_leaf(m)
+    found = [m for m in names if looks.get(type(m)) and _acts(m)]
     return [f'{len(ms)} {t} (first: {names[ms[0]]})' for t,ms in groupby(found, lambda m: type(m).__name__).items()]
 
 # %% ../nbs/14_recheck.ipynb #a254f7e3
-_harmless = {f'fastai.{o}' for o in ('learner','callback.core','callback.progress','callback.schedule','callback.tracker','callback.hook')}
+_harmless = {f'fastai.{o}' for o in ('learner','callback.core','callback.progress','callback.schedule','callback.tracker','callback.hook','callback.rnn')}
 
 def _causes(learn):
     "Callbacks that may have changed what the model gives; those that change the batch first"

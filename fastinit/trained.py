@@ -59,17 +59,17 @@ def was_trained(
     learn:Learner, # Before a fit begins
 )->bool: # Were there steps, other than those of `lr_find`?
     "Did `learn` train its model before, whatever its optimizer? A fit that resumes with `start_epoch` says so too."
-    if hasattr(learn, 'skip_to_epoch') or _has_stepped(learn.opt): return True
+    if 'skip_to_epoch' in vars(learn) or _has_stepped(learn.opt): return True
     if 'smooth_loss' not in vars(learn): return False # no step was recorded
-    recorder = vars(getattr(learn, 'recorder', learn))
+    recorder = vars(vars(learn).get('recorder', learn))
     if not _is_range_test(recorder.get('lrs', ())): return True
     whole_row = len(recorder['metric_names']) - 1 - recorder['add_time'] # neither `lr_find` nor `validate` leaves one
-    return 'hps' in recorder or len(getattr(learn, 'final_record', ()))>=whole_row # there was a schedule, or an epoch
+    return 'hps' in recorder or len(vars(learn).get('final_record', ()))>=whole_row # there was a schedule, or an epoch
 
 # %% ../nbs/15_trained.ipynb #10b05092
 def _body(learn, model):
     "Ids of the parameters of all but the last group of a pretrained Learner: those that the optimizer has, else as the splitter of the Learner finds them"
-    if not getattr(learn, 'pretrained', False): return set()
+    if not vars(learn).get('pretrained'): return set()
     mine = {id(p) for p in model.parameters()}
     groups = [] if learn.opt is None else learn.opt.param_lists
     body = {id(p) for g in L(groups)[:-1] for p in g} & mine

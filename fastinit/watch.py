@@ -117,10 +117,9 @@ class Watched:
         order,res = {n:i for i,n in enumerate(self.layers)},[]
         for i,(names,ns,values) in enumerate(self.steps):
             called = sorted((order[n], n, v) for n,k,v in zip(names, ns.tolist(), values.tolist()) if k and n in order)
-            rows = [dict(step=i+1, layer=n, type=self.layers[n][0], shape=self.layers[n][1], **dict(zip(_columns, v)), target=self.targets.get(n) or self.target)
-                    for _,n,v in called]
+            rows = [Row(n, *self.layers[n], *v[:2], target=self.targets.get(n) or self.target) for _,n,v in called]
             add_status(rows, self.zero | {n for n,t in self.targets.items() if t==0}, self.target)
-            res += rows
+            res += [(i+1, r.layer, r.type, r.shape, *v, r.target, r.status) for r,(_,_,v) in zip(rows, called)]
         return pd.DataFrame(res, columns=['step','layer','type','shape',*_columns,'target','status'])
 
     def first_step(self)->pd.DataFrame: # As the table of an `InitReport`
@@ -131,7 +130,7 @@ class Watched:
         col:str, # A column of `df`
     )->pd.DataFrame: # A row a layer, a column a step
         "One column of the table, layer × step"
-        return self.df.pivot(index='layer', columns='step', values=col).reindex(list(self.layers))
+        return self.df.pivot(index='layer', columns='step', values=col).reindex(index=list(self.layers), columns=range(1, len(self)+1))
 
 # %% ../nbs/16_watch.ipynb #1dbede34
 _verbs = {'not finite':'gone to NaN or inf', 'dead':'died', 'exploding':'exploded', 'vanishing':'vanished'}
@@ -210,6 +209,7 @@ def plot_watched(
     "Layer × step: std of every output over its target, and beside it std of the gradient over the median of the first step; the loss along the top; layers that are not well, by name. Raises `ValueError` where nothing was watched."
     w = watched.watched if isinstance(watched, InitReport) else watched
     if not w: raise ValueError('no steps were watched: `InitCallback(…, watch=50)` or `learn.watch_init(50)`, then fit')
+    if not w.layers: raise ValueError('none of the layers was called in the steps that were watched')
     std,grad,changes,names = w.grid('std'),w.grid('grad_std'),w.changes,list(w.layers)
     fig = plt.figure(figsize=figsize or (11, min(9, max(4.5, 2.6+0.085*len(names)))), layout='constrained')
     (top,text),(left,right) = fig.subplots(2, 2, height_ratios=[1.3, max(2.6, fig.get_figheight()-2)])
@@ -243,6 +243,7 @@ class WatchCallback(Callback):
     `watched.df` is the table, `watched.summary` says in a sentence which layers vanished, exploded or died.
     """
     order = TrainEvalCallback.order+3 # after the initialization, before what scales the loss
+    changes_batch = False
     def __init__(self,
         n:int=50, # Training steps, that is batches, to watch; over several fits if need be
         *,
@@ -265,7 +266,7 @@ class WatchCallback(Callback):
     def before_batch(self)->None:
         "Hook the layers for this step"
         if self.on: self.step_stats.end()
-        if not self.training or len(self.watched)>=self.n or hasattr(self.learn, 'lr_finder'): return # which puts the weights back
+        if not self.training or len(self.watched)>=self.n or 'lr_finder' in vars(self.learn): return # which puts the weights back
         if self.step_stats is None: self.step_stats = _StepStats(unwrap(self.model), self.include_paramless)
         self.step_stats.begin()
 
@@ -275,7 +276,7 @@ class WatchCallback(Callback):
 
     def begun(self, model:nn.Module)->Watched:
         "The record, with what is known of the model before its first step"
-        report = getattr(self.learn, '_init_report', None)
+        report = vars(self.learn).get('_init_report')
         zero = zero_layers({n:m for m,n in layer_names(model).items() if isinstance(getattr(m,'weight',None), Tensor)}, gains=True)
         if report is None: return Watched(zero=zero)
         targets = dict(zip(report.df.layer, report.df.target)) if 'target' in report.df else {}
@@ -297,7 +298,7 @@ class WatchCallback(Callback):
 
     def tell(self)->None:
         "Make the record part of the Learner's report, or make a report of its first step"
-        report = getattr(self.learn, '_init_report', None)
+        report = vars(self.learn).get('_init_report')
         if report is None: report = self.learn._init_report = InitReport(self.watched.first_step, notes=['measured on the first training batch'])
         report.watched = self.watched
 

@@ -4,7 +4,7 @@ import numpy as np, pytest, torch
 import torch.distributed as dist, torch.multiprocessing as mp
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader as TorchLoader, IterableDataset, RandomSampler, Sampler, TensorDataset, WeightedRandomSampler
-from fastai.vision.all import Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, MixUp, set_seed
+from fastai.vision.all import BnFreeze, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, DynamicUnet, Learner, MixUp, resnet18, set_seed
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import *
@@ -192,6 +192,88 @@ def test_fastais_own_need_not_wait(cb):
     learn = learner(cbs=[LSUVCallback(), cb()])
     fit(learn, 1, 0.)
     assert not any('first training batch' in o for o in learn.lsuv.report.notes) and not torch.is_autocast_enabled('cpu')
+
+# In the modes that training has
+
+class Normed(nn.Module):
+    "Two batchnorms, with running statistics that are far from those of a batch"
+    def __init__(self):
+        super().__init__()
+        self.body,self.head = nn.Sequential(nn.Linear(12,24), nn.BatchNorm1d(24)),nn.Sequential(nn.Linear(24,24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24,2))
+        for m in (self.body[1], self.head[1]):
+            m.running_mean.fill_(5.)
+            m.running_var.fill_(100.)
+    def forward(self, x): return self.head(self.body(x))
+class Keeps(Normed):
+    "Whose body stays in evaluation mode, as detection models have it"
+    def train(self, mode=True):
+        super().train(mode)
+        self.body.eval()
+        return self
+class Evals(Callback):
+    def before_train(self): self.model.body.eval()
+def fresh(): return Normed(),[]
+def body_in_eval():
+    m = Normed()
+    m.body.eval() # as after a forward that looked at sizes, which training undoes
+    return m,[]
+def all_in_eval(): return Normed().eval(),[]
+def frozen():
+    m = Normed()
+    m.body.requires_grad_(False)
+    return m,[BnFreeze()]
+def frozen_by_hand(): return Normed(),[Evals()]
+def keeps(): return Keeps(),[]
+@pytest.mark.parametrize('loader', ['fastai','stream'])
+@pytest.mark.parametrize('case', [fresh, body_in_eval, all_in_eval, frozen, frozen_by_hand, keeps])
+def test_modes(case, loader):
+    "Normalization as in the first training batch: what comes after it has std 1 there, and the modes are as before"
+    model,cbs = case()
+    learn = learner(LOADERS[loader](), model, cbs=[First(), LSUVCallback(), *cbs])
+    learn.create_opt() # which `fit` does before any callback
+    modes = [m.training for m in model.modules()]
+    learn.compare_inits(['lsuv'])
+    learn.init_report()
+    assert modes==[m.training for m in model.modules()]
+    running = model.body[1].running_mean.clone()
+    fit(learn, 1, 0.)
+    for n,s in learn.first.stds.items(): assert abs(s-1)<(0.5 if loader=='fastai' else 1e-3) or n.startswith('body.0') and case is frozen, (n, s)
+    stays = case in (frozen, frozen_by_hand, keeps)
+    assert torch.equal(running, model.body[1].running_mean)==stays # the test's own check
+    assert any('1 normalization' in o for o in learn.lsuv.report.notes)==stays and not any('another std' in o for o in learn.lsuv.report.notes)
+    assert any('puts modules in evaluation mode' in o for o in learn.lsuv.report.notes)==(case is frozen_by_hand)
+
+def test_modes_are_put_back_after_an_error():
+    model = Normed()
+    model.body.eval()
+    learn = learner(model=model, cbs=LSUVCallback())
+    model.head[3].register_forward_hook(lambda *_: 1/0)
+    with pytest.raises(ZeroDivisionError): fit(learn, 1)
+    assert [m.training for m in (model, model.body, model.body[1], model.head[1])]==[True,False,False,True]
+
+def test_fresh_unet():
+    "fastai's leaves its encoder in evaluation mode when it is made"
+    ds = [(torch.randn(3,32,32), torch.randint(0, 2, (32,32))) for _ in range(8)]
+    model = DynamicUnet(nn.Sequential(*list(resnet18().children())[:-2]), 2, (32,32))
+    assert model.training and not model.layers[0][1].training
+    learn = Learner(DataLoaders.from_dsets(ds, ds, bs=8, num_workers=0), model, loss_func=CrossEntropyLossFlat(axis=1), cbs=[LSUVCallback()]).remove_cb(ProgressCallback)
+    fit(learn, 1, 0.)
+    assert learn.lsuv.report.notes==[] and (learn.lsuv.report.df['std'][learn.lsuv.report.df.scale.notna()]-1).abs().max()<1e-3
+
+def test_what_looks_at_training():
+    "Modules with others in them count where they have a rate that is not 0"
+    from fastai.text.all import WeightDropout
+    from fastinit.recheck import differs_in_training
+    class Layer(nn.Module):
+        def __init__(self, dropout):
+            super().__init__()
+            self.lin,self.dropout = nn.Linear(4,4),dropout
+        def forward(self, x): return nn.functional.dropout(self.lin(x), p=self.dropout, training=self.training)
+    class Checkpointed(Layer):
+        def forward(self, x): return self.lin(x) if self.training and self.dropout>9 else self.lin(x)
+    model = nn.Sequential(Layer(0.), Layer(0.3), Layer(0.1), nn.Dropout(0.), nn.BatchNorm1d(4), nn.MultiheadAttention(4, 1, dropout=0.2), nn.MultiheadAttention(4, 1),
+                          WeightDropout(nn.LSTM(4,4), 0.5), nn.LSTM(4, 4, 2, dropout=0.1), Checkpointed(16))
+    assert differs_in_training(model)==['2 Layer (first: 1)','1 MultiheadAttention (first: 5)','1 WeightDropout (first: 7)','1 LSTM (first: 8)']
 
 # At the first batch, in the life of a Learner
 

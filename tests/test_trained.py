@@ -1,12 +1,12 @@
 "Weights that must not be lost: whatever the optimizer, the wrapper, the scheme; and what there is to say where nothing can be done."
 import warnings
-import pytest, torch
+import numpy as np, pandas as pd, pytest, torch
 from torch import nn
 from copy import deepcopy
 from functools import partial
 from fastai.vision.all import (Adam, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, defaults, L, Learner, MSELossFlat, OptimWrapper, params, RMSProp, SGD)
 from fastai.callback.progress import ProgressCallback
-from fastai.collab import EmbeddingDotBias
+from fastai.collab import CollabDataLoaders, EmbeddingDotBias, collab_learner
 from fastai.callback.schedule import *
 from fastinit.all import *
 
@@ -199,10 +199,24 @@ def test_no_layer_was_called():
             super().__init__()
             self.a = nn.Linear(12,2)
         def forward(self, x): return x[:,:2]*2
-    model = Lost()
-    report = lsuv_(model, torch.randn(8,12))
-    assert list(report.df.status)==['not called'] and list(report.df.layer)==['a'] and repr(report)
-    assert same(weights(model), weights(model))
+    model,x = Lost(),torch.randn(8,12)
+    before = weights(model)
+    for f,n in ((lsuv_, 1), (partial(lsuv_, at='activation'), 1), (lambda m,x: init_(m, 'kaiming', x), 0), (init_stats, 0)):
+        report = f(model, x)
+        assert list(report.df.layer)==['a'][:n] and list(report.df.status)==['not called'][:n] and repr(report) and report._repr_html_()
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            report.plot()
+        if f is lsuv_: assert same(before, weights(model))
+    class LostAndFound(Lost):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(2))
+        def forward(self, x): return x[:,:2]*self.scale
+    learn = learner(LostAndFound(), cbs=LSUVCallback(watch=2))
+    fit(learn, 1, 1e-3)
+    assert list(learn.lsuv.report.df.status)==['not called'] and len(learn.lsuv.report.watched)==2
+    with pytest.raises(ValueError, match='none of the layers was called'): learn.init_report().plot_steps()
 
 def collab():
     g = torch.Generator().manual_seed(0)
@@ -217,6 +231,19 @@ def test_nothing_to_initialize():
     before = weights(learn.model)
     fit(learn, 1, 0.)
     assert same(before, weights(learn.model))
+
+@pytest.mark.parametrize('use_nn', [False, True])
+def test_collab_learner(use_nn):
+    "Embeddings keep what they are; the linear layers of the network after them are initialized"
+    rng = np.random.default_rng(0)
+    df = pd.DataFrame(dict(user=rng.integers(0,20,200), item=rng.integers(0,20,200), rating=rng.random(200)*5))
+    learn = collab_learner(CollabDataLoaders.from_df(df, bs=32), n_factors=8, y_range=(0,5), use_nn=use_nn, layers=[16] if use_nn else None, cbs=LSUVCallback(watch=2))
+    before = [m.weight.detach().clone() for m in learn.model.modules() if isinstance(m, nn.Embedding)]
+    fit(learn.remove_cb(ProgressCallback), 1, 0.)
+    assert same(before, [m.weight for m in learn.model.modules() if isinstance(m, nn.Embedding)])
+    df = learn.lsuv.report.df
+    assert list(df.layer[df.scale.notna()])==(['layers.0.0','layers.1.0'] if use_nn else []) and np.allclose(df['std'][df.scale.notna()], 1., atol=1e-4)
+    assert learn.init_report(grads=True).df.grad_std.gt(0).all() and len(learn.lsuv.report.watched)==2
 
 def test_in_default_callbacks(monkeypatch):
     "One callback for every Learner that is made"
@@ -262,6 +289,57 @@ def test_gradients_by_the_learners_own_loss():
     out = learn.model.b(h.relu())
     g = torch.autograd.grad(learn.loss_func(out, y), [h, out])
     for n,v in zip('ab', g): assert abs(report[n].grad_std/v.std().item()-1)<1e-4
+
+def test_gradients_of_text_models(tmp_path):
+    "A language model gives a tuple, a classifier too; the numbers are those of plain hooks"
+    from fastai.text.all import AWD_LSTM, BaseTokenizer, TextBlock, ColReader, DataBlock, CategoryBlock, RandomSplitter, awd_lstm_clas_config, awd_lstm_lm_config
+    from fastai.text.all import language_model_learner, text_classifier_learner
+    rng = np.random.default_rng(0)
+    df = pd.DataFrame(dict(text=[' '.join(rng.choice(list('abcdefgh'), 20)) for _ in range(64)], label=['x','y']*32))
+    for lm in (True, False):
+        blocks = [TextBlock.from_df('text', is_lm=lm, tok=BaseTokenizer(), n_workers=1, min_freq=1)] + ([] if lm else [CategoryBlock])
+        getters = dict(get_x=ColReader('text'), **({} if lm else dict(get_y=ColReader('label'))))
+        dls = DataBlock(blocks=tuple(blocks), splitter=RandomSplitter(0.25, seed=0), **getters).dataloaders(df, bs=8, seq_len=10, num_workers=0, path=tmp_path)
+        f,config = (language_model_learner,awd_lstm_lm_config) if lm else (text_classifier_learner,awd_lstm_clas_config)
+        learn = f(dls, AWD_LSTM, config={**config, 'emb_sz':12, 'n_hid':16, 'n_layers':2}, pretrained=False, cbs=LSUVCallback())
+        for _ in range(2):
+            before,report = weights(learn.model),learn.init_report(grads=True, hist=True)
+            assert len(report)==(3 if lm else 6) and report.df.grad_std.gt(0).all() and same(before, weights(learn.model))
+            fit(learn.remove_cb(ProgressCallback), 1, 1e-3)
+        assert any('2 WeightDropout' in o and 'RNNDropout' in o for o in learn.lsuv.report.notes)
+
+class Logits(Callback):
+    def after_pred(self): self.learn.pred = self.pred.logits
+def test_transformers_model():
+    "It has methods and attributes that a Learner passes on, such as `_init_weights`"
+    transformers = pytest.importorskip('transformers')
+    cfg = transformers.DistilBertConfig(vocab_size=50, dim=16, n_heads=2, n_layers=2, hidden_dim=32, max_position_embeddings=16)
+    g = torch.Generator().manual_seed(0)
+    ds = [(torch.randint(0, 50, (10,), generator=g), torch.tensor(i%2)) for i in range(64)]
+    learn = Learner(DataLoaders.from_dsets(ds, ds, bs=16, num_workers=0), transformers.DistilBertForSequenceClassification(cfg), loss_func=CrossEntropyLossFlat(),
+                    cbs=[Logits(), LSUVCallback(watch=2)]).remove_cb(ProgressCallback)
+    assert learn.init_report(grads=True).df.grad_std[1:].gt(0).all()
+    fit(learn, 1, 1e-3)
+    df = learn.lsuv.report.df
+    assert df.scale.notna().sum()==14 and np.allclose(df['std'][df.scale.notna()], 1., atol=1e-4) and len(learn.init_report().watched)==2
+    w = weights(learn.model)
+    fit(learn, 1, 0.)
+    assert same(w, weights(learn.model))
+    assert len(learn.compare_inits(['default','lsuv'], steps=2).table)==2
+
+class Named(nn.Module):
+    "Whose attributes have the names of a Learner's"
+    _init_weights = _init_report = _init_known = pretrained = recorder = final_record = skip_to_epoch = lr_finder = progress = n_epoch = True
+    def __init__(self):
+        super().__init__()
+        self.net = net()
+    def forward(self, x): return self.net(x)
+def test_names_in_the_model():
+    "They are the model's: the Learner is not pretrained, trained or watched for them"
+    learn = learner(Named(), cbs=LSUVCallback(watch=3))
+    assert len(learn.compare_inits(['default','lsuv']))==2
+    fit(learn, 1, 1e-3)
+    assert set(learn.lsuv.report.df.status)=={'ok'} and len(learn.lsuv.report.watched)==3 and learn.init_report() is learn.lsuv.report
 
 class GeneralRelu(nn.Module):
     "As in the course"

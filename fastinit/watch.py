@@ -185,12 +185,16 @@ def _picture(ax, ratio, gone, names, title):
     ax.set_title(title, fontsize=10)
     return im
 
+def _until(change):
+    if change['last'] is pd.NA: return ''
+    return ' only' if change['last']==change['first']>1 else f", until step {change['last']}"
+
 def _words(changes, most=3):
     "A line for each layer that was not well, up to `most` of a kind"
     if not len(changes): return 'no layer has vanished, exploded or died'
     lines = []
     for _,df in changes.groupby([changes['last'].notna(), 'status'], sort=False):
-        lines += [f"{r.layer}: {r.status} {_when(r)}" + ('' if r['last'] is pd.NA else f", until step {r['last']}") for _,r in df[:most].iterrows()]
+        lines += [f'{r.layer}: {r.status} {_when(r)}{_until(r)}' for _,r in df[:most].iterrows()]
         if len(df)>most: lines[-1] += f', and {len(df)-most} more layers'
     return '\n'.join(lines)
 

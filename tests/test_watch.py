@@ -249,6 +249,13 @@ def test_what_is_seen_in_the_picture():
     assert [t.get_text() for t in left.get_yticklabels()]==[str(2*i) for i in range(9)] and not any(t.get_text() for t in right.get_yticklabels())
     assert top.get_xlim()==(0.5,6.5) and top.get_ylabel()=='loss'
 
+@pytest.mark.parametrize('at,words', [(dict(step3=big, step5=undo), '4: exploding at step 3, until step 4'), (dict(step3=big, step4=undo), '4: exploding at step 3 only'),
+    (dict(step1=big, step2=undo), '4: exploding from the start, until step 1'), (dict(), 'no layer has vanished, exploded or died')])
+def test_the_words_in_the_picture(at, words):
+    learn = learner(relus(), cbs=[LSUVCallback(watch=6), Break(**at)])
+    fit(learn, lr=0.)
+    assert learn.init_report().plot_steps()[0].figure.axes[1].texts[0].get_text().splitlines()[0]==words
+
 def test_the_loss_is_on_a_log_scale_where_it_spans_decades():
     learn = learner(relus(), cbs=[LSUVCallback(watch=6), Break(step3=big)])
     fit(learn, lr=0.)

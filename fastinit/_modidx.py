@@ -606,6 +606,7 @@ d = { 'settings': { 'branch': 'main',
                                 'fastinit.watch._loss_line': ('watch.html#_loss_line', 'fastinit/watch.py'),
                                 'fastinit.watch._picture': ('watch.html#_picture', 'fastinit/watch.py'),
                                 'fastinit.watch._together': ('watch.html#_together', 'fastinit/watch.py'),
+                                'fastinit.watch._until': ('watch.html#_until', 'fastinit/watch.py'),
                                 'fastinit.watch._when': ('watch.html#_when', 'fastinit/watch.py'),
                                 'fastinit.watch._words': ('watch.html#_words', 'fastinit/watch.py'),
                                 'fastinit.watch.plot_watched': ('watch.html#plot_watched', 'fastinit/watch.py')}}}

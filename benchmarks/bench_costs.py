@@ -26,7 +26,8 @@ import resource, sys, torch, torchvision.models as tv
 from fastai.vision.all import xresnet50
 from fastinit.all import *
 torch.manual_seed(0)
-model,x = dict(vgg11=tv.vgg11, xresnet50=lambda: xresnet50(n_out=10))[sys.argv[1]]().train(),torch.randn(16,3,96,96)
+from fastinit.article import simple_convnet
+model,x = dict(vgg11=tv.vgg11, xresnet50=lambda: xresnet50(n_out=10), simple_convnet=simple_convnet)[sys.argv[1]]().train(),torch.randn(16,3,96,96)
 mb = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
 def peak(f): # of torch's own allocations, over what was there before
     with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as p: f()
@@ -47,49 +48,49 @@ if sys.argv[2]!='forward': f()
 print(mb(), peak(f), sum(p.numel() for p in model.parameters())*4/2**20, max(outs, default=0))
 '''
 
-def memory(name):
+def memory(name, runs=2):
     "Peak beyond that of a forward pass, in MiB, each in a process of its own"
     res = {}
     for k in ('forward','lsuv_keep','lsuv'):
-        out = [list(map(float, subprocess.run([sys.executable, '-W', 'ignore', '-c', _memory, name, k], capture_output=True, text=True, check=True).stdout.split())) for _ in range(2)]
+        out = [list(map(float, subprocess.run([sys.executable, '-W', 'ignore', '-c', _memory, name, k], capture_output=True, text=True, check=True).stdout.split())) for _ in range(runs)]
         res[k] = pd.DataFrame(out).median()
     weights,largest = res['forward'][2],res['forward'][3]
     for k,label in (('lsuv_keep','pre=None'),('lsuv',"pre='kaiming'")):
         for i,how in ((0,'process'),(1,'torch')):
             yield row(f'peak memory over that of a forward pass, {name}, {label} ({how})', res[k][i]-res['forward'][i], weights+largest, 'MiB', f'limit: weights {weights:.0f} + largest output {largest:.0f}')
 
-def fit():
+def fit(model=xresnet50, bs=32, size=64, runs=9):
     "What LSUVCallback adds before the first batch of a fit, report included"
-    x,y = torch.randn(640,3,64,64),torch.randint(0,10,(640,))
+    x,y = torch.randn(20*bs,3,size,size),torch.randint(0,10,(20*bs,))
     ds = TensorDataset(x, y)
-    dls = DataLoaders.from_dsets(ds, ds, bs=32, num_workers=0)
-    model = xresnet50(n_out=10)
+    dls = DataLoaders.from_dsets(ds, ds, bs=bs, num_workers=0)
+    name,model = model.__name__,model(n_out=10)
     def _start(*cbs, stop=StopAtFirst):
         learn = Learner(dls, model, loss_func=nn.functional.cross_entropy, cbs=[stop(), *cbs])
         with learn.no_bar(), learn.no_logging(): learn.fit(1)
-    t = medians({'plain':_start, 'lsuv':lambda: _start(LSUVCallback()), 'forward':lambda: forward(model.train(), x[:32]), 'batch':lambda: dls.train.new().one_batch(),
-                 'kaiming':lambda: kaiming_(model), 'stats':lambda: init_stats(model, x[:32]),
-                 'fastai':lambda: _start(ActivationStats(), stop=StopAfterFirst)}, runs=9)
-    yield row('time that LSUVCallback adds before the first batch of a fit, xresnet50, batch 32×3×64×64', t['lsuv']-t['plain'], 2*t['forward']+t['batch'], 's',
+    t = medians({'plain':_start, 'lsuv':lambda: _start(LSUVCallback()), 'forward':lambda: forward(model.train(), x[:bs]), 'batch':lambda: dls.train.new().one_batch(),
+                 'kaiming':lambda: kaiming_(model), 'stats':lambda: init_stats(model, x[:bs]),
+                 'fastai':lambda: _start(ActivationStats(), stop=StopAfterFirst)}, runs=runs)
+    yield row(f'time that LSUVCallback adds before the first batch of a fit, {name}, batch {bs}×3×{size}×{size}', t['lsuv']-t['plain'], 2*t['forward']+t['batch'], 's',
               f"limit: 2 forward passes of {t['forward']:.3f} s + a batch of data of {t['batch']:.4f} s; drawing new Kaiming weights alone takes {t['kaiming']:.3f} s of it")
 
     yield row('init_stats ÷ a fit of one batch with fastai\'s ActivationStats, the same model and batch', t['stats']/t['fastai'], 1.)
 
-def report():
+def report(depth=150):
     "init_report on a model of 150 layers: statistics, then drawing"
-    model,x = deep_convnet(75, 32),torch.randn(32,3,32,32)
+    model,x = deep_convnet(depth//2, 32),torch.randn(32,3,32,32)
     model = nn.Sequential(*[o for m in model for o in ((m, nn.BatchNorm2d(m.out_channels)) if isinstance(m, nn.Conv2d) else (m,))]).train()
     def _draw():
         fig = init_stats(model, x).plot()[0].figure
         fig.canvas.draw()
         plt.close(fig)
     t = medians({'forward':lambda: forward(model, x), 'stats':lambda: init_stats(model, x), 'both':_draw})
-    yield row('statistics of a model of 150 layers ÷ a forward pass', t['stats']/t['forward'], 1.5)
+    yield row(f'statistics of a model of {depth} layers ÷ a forward pass', t['stats']/t['forward'], 1.5)
     yield row('drawing them', t['both']-t['stats'], 1., 's')
 
-def orthogonal():
+def orthogonal(shapes=((512,512),(512,1152),(512,4608),(2048,512),(1000,4096),(4096,4096),(4096,25088))):
     "Beside `torch.nn.init.orthogonal_`, layer by layer"
-    for shape in ((512,512),(512,1152),(512,4608),(2048,512),(1000,4096),(4096,4096),(4096,25088)):
+    for shape in shapes:
         m,w = nn.Linear(shape[1], shape[0], bias=False),torch.empty(shape)
         big = max(shape)>10000
         t = medians({'torch':lambda: nn.init.orthogonal_(w), 'fastinit':lambda: orthogonal_(m), 'product':lambda: w@w.T}, runs=1 if big else 5, warm=0 if big else 1)
@@ -114,17 +115,17 @@ def precision():
         report = init_stats(model, x)
         yield row(f'largest relative error of a std in the report, {str(dtype)[6:]} model', max(abs(report[n]['std']/s-1) for n,s in outs.items()), 1e-5, '', 'beside float64 statistics of the same outputs')
 
-def limit():
+def limit(model=xresnet50, runs=21):
     "Where the time of LSUV goes beyond the forward pass: what must be done, each alone and without gaps, beside all of it"
     torch.manual_seed(0)
-    model,x,outs = xresnet50(n_out=10).train(),torch.randn(16,3,64,64),[]
+    model,x,outs = model(n_out=10).train(),torch.randn(16,3,64,64),[]
     layers = list(init_layers(model).values())
     hooks = [m.register_forward_hook(lambda m,i,o: outs.append(o.flatten())) for m in layers]
     forward(model, x)
     for h in hooks: h.remove()
     parts = {'forward':lambda: forward(model, x), 'lsuv_':lambda: ours(model, x), 'reading the outputs (sum and dot product)':lambda: [(o.sum(), o.dot(o)) for o in outs],
              'scaling the outputs':lambda: [o.mul_(1.) for o in outs], 'scaling the weights':lambda: torch._foreach_mul_([m.weight for m in layers], 1.)}
-    with torch.no_grad(): t = medians(parts, runs=21)
+    with torch.no_grad(): t = medians(parts, runs=runs)
     t['the rest: Python between the layers, and the report'] = t['lsuv_']-t['forward']-sum(t[k] for k in list(parts)[2:])
     return pd.DataFrame([dict(what=k, seconds=v, share_of_forward=v/t['forward']) for k,v in t.items()])
 

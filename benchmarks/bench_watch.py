@@ -31,20 +31,18 @@ def steps(model, dl, cbs):
     with learn.no_logging(): learn.fit(1, 1e-4)
     return learn.clock.seconds
 
-def main():
-    rows,x,y = [],torch.randn(32,3,128,128),torch.randint(0,10,(32,))
+def main(model=xresnet50, bs=32, size=128):
+    rows,x,y,net = [],torch.randn(bs,3,size,size),torch.randint(0,10,(bs,)),model(n_out=10)
     dl = [(x,y)]*(1+WATCHED+AFTER)
-    models = {'xresnet50':xresnet50(n_out=10)}
-    for name,model in models.items():
-        for _ in range(ROUNDS):
-            for kind,cbs in KINDS.items():
-                s = steps(model, dl, cbs())
-                rows += [dict(model=name, kind=kind, cpu_seconds=o) for o in s[1:1+WATCHED]]
-                if kind=='watched': rows += [dict(model=name, kind='after the watched steps', cpu_seconds=o) for o in s[1+WATCHED:]]
+    for _ in range(ROUNDS):
+        for kind,cbs in KINDS.items():
+            s = steps(net, dl, cbs())
+            rows += [dict(model=model.__name__, kind=kind, cpu_seconds=o) for o in s[1:1+WATCHED]]
+            if kind=='watched': rows += [dict(model=model.__name__, kind='after the watched steps', cpu_seconds=o) for o in s[1+WATCHED:]]
     res = pd.DataFrame(rows).groupby(['model','kind'], sort=False).cpu_seconds.agg(['median','min','max','count'])
     res['ratio'] = res['median']/res['median'].groupby('model').transform('first')
     res['limit'] = [1.3 if kind=='watched' else float('nan') for _,kind in res.index]
-    res['batch'],res['threads'],res['torch'] = '32×3×128×128',torch.get_num_threads(),torch.__version__
+    res['batch'],res['threads'],res['torch'] = f'{bs}×3×{size}×{size}',torch.get_num_threads(),torch.__version__
     res.reset_index().to_csv(here/'watch.csv', index=False, float_format='%.4g')
     print(res.to_string())
 

@@ -10,11 +10,13 @@ from fastai.vision.all import CrossEntropyLossFlat, Learner, ProgressCallback, s
 from fastinit.all import *
 from fastinit.article import digits, remove_norm
 
-def main():
+here = Path(__file__).parent
+
+def main(model=xresnet50, steps=15):
     set_seed(0)
-    learn = Learner(digits(size=32, bs=16), remove_norm(xresnet50(n_out=10)), loss_func=CrossEntropyLossFlat()).remove_cb(ProgressCallback)
-    res = learn.compare_inits(['default','kaiming','lsuv','lsuv_residual'], steps=15, lrs=[1e-4,1e-2], seeds=2)
-    res.losses.to_csv(Path(__file__).parent/'compare_training.csv', index=False, float_format='%.5g')
+    learn = Learner(digits(size=32, bs=16), remove_norm(model(n_out=10)), loss_func=CrossEntropyLossFlat()).remove_cb(ProgressCallback)
+    res = learn.compare_inits(['default','kaiming','lsuv','lsuv_residual'], steps=steps, lrs=[1e-4,1e-2], seeds=2)
+    res.losses.to_csv(here/'compare_training.csv', index=False, float_format='%.5g')
     print(res)
 
 if __name__=='__main__': main()

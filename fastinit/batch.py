@@ -31,6 +31,7 @@ def cannot_ask(
     dl:Iterable, # fastai's or PyTorch's DataLoader, or anything else
 )->str: # '' if it can
     "Why `dl` cannot give a batch without a trace."
+    if isinstance(dl, (list,tuple)): return '' # of batches
     data = getattr(dl, 'dataset', None)
     if isinstance(data, IterableDataset) or hasattr(data, '__next__'): return 'its data set is a stream'
     if isinstance(dl, DataLoader): return '' if getattr(dl, 'indexed', True) or hasattr(data, '__getitem__') else 'its data set is a stream'
@@ -81,6 +82,7 @@ def draw(
     "One batch of a second `dl`; raises `NotYet` where that would leave a trace."
     why = cannot_ask(dl)
     if why: raise NotYet(f'the training DataLoader cannot be asked for a batch without a trace: {why}')
+    if isinstance(dl, (list,tuple)): return first(dl)
     try: other = dl.new() if isinstance(dl, DataLoader) else _twin(dl)
     except (TypeError, AttributeError) as e: raise NotYet(f'the training DataLoader cannot be made anew: {e}') from e
     if not isinstance(dl, DataLoader): return first(other)

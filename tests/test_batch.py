@@ -75,7 +75,8 @@ LOADERS = dict(
     weighted=lambda: TorchLoader(DS, 16, sampler=WeightedRandomSampler(torch.ones(64), 64)), own_sampler=lambda: TorchLoader(DS, 16, sampler=OwnSampler()),
     batch_sampler=lambda: TorchLoader(DS, batch_sampler=BatchSampler(OwnSampler(), 16, False)),
     iterable=lambda: TorchLoader(Stream(once=False), 16), stream=lambda: TorchLoader(Stream(), 16))
-EARLY = ('fastai','fastai_workers','fastai_noisy','torch','torch_noisy','torch_workers','persistent')
+LOADERS['batches'] = lambda: [(X[i:i+16],Y[i:i+16]) for i in range(0, 64, 16)]
+EARLY = ('batches','fastai','fastai_workers','fastai_noisy','torch','torch_noisy','torch_workers','persistent')
 
 @pytest.mark.parametrize('kind', LOADERS)
 def test_data_as_without(kind):
@@ -85,8 +86,8 @@ def test_data_as_without(kind):
         set_seed(3) # a loader of fastai draws when it is made
         learn = learner(LOADERS[kind](), cbs=[First(), *cbs])
         fit(learn, 2, 0.)
-        ds = learn.dls.train.dataset
-        got.append((torch.stack(learn.first.xs), torch.get_rng_state(), np.random.get_state()[1], random.getstate(), getattr(ds, 'calls', 0)))
+        calls = getattr(getattr(learn.dls.train, 'dataset', None), 'calls', 0)
+        got.append((torch.stack(learn.first.xs), torch.get_rng_state(), np.random.get_state()[1], random.getstate(), calls))
         if learn.cbs[-1].name=='lsuv':
             late = learn.lsuv.report.notes[:1]
             assert learn.lsuv.done and 'order' not in vars(learn.lsuv) and len(learn.first.xs)==8 and learn.first.calls==1
@@ -274,6 +275,15 @@ def test_what_looks_at_training():
     model = nn.Sequential(Layer(0.), Layer(0.3), Layer(0.1), nn.Dropout(0.), nn.BatchNorm1d(4), nn.MultiheadAttention(4, 1, dropout=0.2), nn.MultiheadAttention(4, 1),
                           WeightDropout(nn.LSTM(4,4), 0.5), nn.LSTM(4, 4, 2, dropout=0.1), Checkpointed(16))
     assert differs_in_training(model)==['2 Layer (first: 1)','1 MultiheadAttention (first: 5)','1 WeightDropout (first: 7)','1 LSTM (first: 8)']
+
+def test_not_watched_in_copies():
+    "On several devices a model runs in copies, whose hooks are not these"
+    from fastinit.recheck import can_watch
+    model = nn.DataParallel(net())
+    for ids,can in (([], True), ([0], True), ([0,1], False), ([0,1,2], False)):
+        model.device_ids = ids
+        assert can_watch(model)==can
+    assert can_watch(net()) and not can_watch(torch.compile(net(), backend='eager'))
 
 # At the first batch, in the life of a Learner
 

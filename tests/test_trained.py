@@ -144,13 +144,30 @@ def test_replaced():
     assert set(learn.lsuv.report.df.status)=={'ok'}
 
 @pytest.mark.parametrize('norm', [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
-def test_loaded_then_weight_norm(norm):
+@pytest.mark.parametrize('loaded', [True, False])
+def test_loaded_then_weight_norm(norm, loaded):
+    "A weight norm alone does not make a layer a loaded one"
     learn = learner(cbs=LSUVCallback())
-    learn.model.load_state_dict(net().state_dict())
+    if loaded: learn.model.load_state_dict(net().state_dict())
     for o in (learn.model[0][0], learn.model[1][0]): norm(o)
     before = weights(learn.model)
     fit(learn, 1, 0.)
-    assert same(before, weights(learn.model)) and set(learn.lsuv.report.df.status)=={'loaded'}
+    assert same(before, weights(learn.model))==loaded and set(learn.lsuv.report.df.status)=={'loaded' if loaded else 'ok'}
+
+def test_pretrained_copy():
+    "The optimizer of another model's parameters knows nothing; the Learner's splitter does"
+    learn = learner(cbs=LSUVCallback(), splitter=groups)
+    learn.pretrained = True
+    learn.create_opt()
+    learn.model = deepcopy(learn.model)
+    kept = weights(learn.model[0])
+    fit(learn, 1, 0.)
+    assert same(kept, weights(learn.model[0])) and list(learn.lsuv.report.df.status)==['pretrained','ok','ok']
+    learn = learner(cbs=LSUVCallback(), splitter=lambda m: [params(m.nothing), params(m)])
+    learn.pretrained,learn.opt = True,learn.opt_func([p for p in net().parameters()], lr=0.1)
+    kept = weights(learn.model)
+    fit(learn, 1, 0.)
+    assert same(kept, weights(learn.model)) and set(learn.lsuv.report.df.status)=={'pretrained'} # a model that the splitter does not know
 
 # A scheme of one's own
 

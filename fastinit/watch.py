@@ -172,10 +172,10 @@ def _when(change): return 'from the start' if change['first']==1 else f"at step 
 def __repr__(self:Watched): return self.summary
 
 # %% ../nbs/16_watch.ipynb #b8b4be2f
-def _picture(ax, ratio, names, title):
-    "log10 of `ratio`, layer × step: blue is too small, red too large, black is not finite, grey is exactly 0 or was not recorded"
-    with np.errstate(divide='ignore', invalid='ignore'): v = np.log10(ratio.to_numpy(dtype=float))
-    v = np.where(np.isposinf(v), np.inf, np.where(np.isfinite(v), v.clip(-2, 2), np.nan))
+def _picture(ax, ratio, gone, names, title):
+    "log10 of `ratio`, layer × step: blue is too small, red too large, black not finite (`gone`), grey is exactly 0 or was not recorded"
+    with np.errstate(divide='ignore'): v = np.log10(ratio.to_numpy(dtype=float))
+    v = np.where(gone | np.isposinf(v), 3, np.where(np.isfinite(v), v.clip(-2, 2), np.nan))
     cmap = plt.get_cmap('RdBu_r').with_extremes(over='black', bad='0.8')
     im = ax.imshow(v, aspect='auto', interpolation='nearest', cmap=cmap, vmin=-2, vmax=2, extent=(0.5, v.shape[1]+0.5, len(names)-0.5, -0.5))
     step = max(1, -(-len(names)//30))
@@ -185,12 +185,16 @@ def _picture(ax, ratio, names, title):
     ax.set_title(title, fontsize=10)
     return im
 
+def _until(change):
+    if change['last'] is pd.NA: return ''
+    return ' only' if change['last']==change['first']>1 else f", until step {change['last']}"
+
 def _words(changes, most=3):
     "A line for each layer that was not well, up to `most` of a kind"
     if not len(changes): return 'no layer has vanished, exploded or died'
     lines = []
     for _,df in changes.groupby([changes['last'].notna(), 'status'], sort=False):
-        lines += [f"{r.layer}: {r.status} {_when(r)}" + ('' if r['last'] is pd.NA else f", until step {r['last']}") for _,r in df[:most].iterrows()]
+        lines += [f'{r.layer}: {r.status} {_when(r)}{_until(r)}' for _,r in df[:most].iterrows()]
         if len(df)>most: lines[-1] += f', and {len(df)-most} more layers'
     return '\n'.join(lines)
 
@@ -213,10 +217,12 @@ def plot_watched(
     std,grad,changes,names = w.grid('std'),w.grid('grad_std'),w.changes,list(w.layers)
     fig = plt.figure(figsize=figsize or (11, min(9, max(4.5, 2.6+0.085*len(names)))), layout='constrained')
     (top,text),(left,right) = fig.subplots(2, 2, height_ratios=[1.3, max(2.6, fig.get_figheight()-2)])
-    im = _picture(left, std/w.grid('target'), names, 'std of the output ÷ target')
-    _picture(right, grad/grad[1].median(), names, 'std of the gradient ÷ median of step 1')
+    gone = w.grid('status').eq('not finite').to_numpy()
+    im = _picture(left, std/w.grid('target'), gone, names, 'std of the output ÷ target')
+    _picture(right, grad/grad[1].median(), gone, names, 'std of the gradient ÷ median of step 1')
     right.set_yticklabels([])
-    for _,r in changes[changes['first']>1].iterrows(): left.plot(r['first'], names.index(r.layer), 'x', color='black', ms=4)
+    for _,r in changes[changes['first']>1].iterrows():
+        left.plot(r['first'], names.index(r.layer), 'x', color='white' if r.status=='not finite' else 'black', ms=4)
     left.set_ylabel('layer, in order of execution')
     _loss_line(top, w.loss)
     text.axis('off')

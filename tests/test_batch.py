@@ -276,6 +276,15 @@ def test_what_looks_at_training():
                           WeightDropout(nn.LSTM(4,4), 0.5), nn.LSTM(4, 4, 2, dropout=0.1), Checkpointed(16))
     assert differs_in_training(model)==['2 Layer (first: 1)','1 MultiheadAttention (first: 5)','1 WeightDropout (first: 7)','1 LSTM (first: 8)']
 
+def test_not_watched_in_copies():
+    "On several devices a model runs in copies, whose hooks are not these"
+    from fastinit.recheck import can_watch
+    model = nn.DataParallel(net())
+    for ids,can in (([], True), ([0], True), ([0,1], False), ([0,1,2], False)):
+        model.device_ids = ids
+        assert can_watch(model)==can
+    assert can_watch(net()) and not can_watch(torch.compile(net(), backend='eager'))
+
 # At the first batch, in the life of a Learner
 
 def weights(learn): return [p.detach().clone() for p in learn.model.parameters()]

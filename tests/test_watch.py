@@ -231,6 +231,54 @@ def test_the_picture():
     assert np.allclose(right.images[0].get_array(), np.log10(g/g[1].median()).clip(-2,2))
     assert np.allclose(top.get_lines()[0].get_ydata(), w.loss)
 
+def test_what_is_seen_in_the_picture():
+    "A column a step and a row a layer, black where not finite, grey where 0, crosses where it happened, three words a layer"
+    learn = learner(relus(8), cbs=[LSUVCallback(watch=6), Break(step3=nan, step5=big)])
+    fit(learn, lr=0.)
+    left,right,top = learn.init_report().plot_steps()
+    im = left.images[0]
+    assert im.get_extent()==[0.5,6.5,8.5,-0.5] and im.get_clim()==(-2,2)==right.images[0].get_clim()
+    assert im.cmap.get_over().tolist()==[0,0,0,1] and im.cmap.get_bad()[:3].tolist()==[0.8]*3
+    crosses = {(l.get_xdata()[0],l.get_ydata()[0]) for l in left.get_lines()}
+    assert crosses=={(4,0), *((3,i) for i in range(1,9))} # from the layer whose weight is NaN on; then the gradients, so all
+    for ax in (left, right):
+        rgb = ax.images[0].to_rgba(ax.images[0].get_array())[...,:3]
+        assert (rgb[1:,2:]==0).all() and (rgb[:,:2].max(-1)>0.8).all()
+    text = left.figure.axes[1].texts[0].get_text()
+    assert text.splitlines()==['2: not finite at step 3','4: not finite at step 3','6: not finite at step 3, and 6 more layers']
+    assert [t.get_text() for t in left.get_yticklabels()]==[str(2*i) for i in range(9)] and not any(t.get_text() for t in right.get_yticklabels())
+    assert top.get_xlim()==(0.5,6.5) and top.get_ylabel()=='loss'
+
+@pytest.mark.parametrize('at,words', [(dict(step3=big, step5=undo), '4: exploding at step 3, until step 4'), (dict(step3=big, step4=undo), '4: exploding at step 3 only'),
+    (dict(step1=big, step2=undo), '4: exploding from the start, until step 1'), (dict(), 'no layer has vanished, exploded or died')])
+def test_the_words_in_the_picture(at, words):
+    learn = learner(relus(), cbs=[LSUVCallback(watch=6), Break(**at)])
+    fit(learn, lr=0.)
+    assert learn.init_report().plot_steps()[0].figure.axes[1].texts[0].get_text().splitlines()[0]==words
+
+def test_the_loss_is_on_a_log_scale_where_it_spans_decades():
+    learn = learner(relus(), cbs=[LSUVCallback(watch=6), Break(step3=big)])
+    fit(learn, lr=0.)
+    top = learn.init_report().plot_steps()[2]
+    w = learn.lsuv.report.watched
+    assert max(w.loss)>30*min(w.loss) and top.get_yscale()=='log' and top.get_ylabel()=='loss (log scale)'
+
+def test_a_picture_of_many_layers():
+    "Every second is named where there are more than 30, long names end in what tells them apart"
+    learn = learner(relus(34), cbs=LSUVCallback(watch=2))
+    fit(learn, 1, lr=0.)
+    left = learn.init_report().plot_steps()[0]
+    assert [t.get_text() for t in left.get_yticklabels()]==[str(4*i) for i in range(18)] and list(left.get_yticks())==list(range(0, 35, 2))
+    class Deep(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a_name_of_twenty_two_c,self.a_name_of_twenty_three_ = nn.Linear(12,8),nn.Linear(8,2)
+        def forward(self, x): return self.a_name_of_twenty_three_(self.a_name_of_twenty_two_c(x))
+    learn = learner(Deep(), cbs=LSUVCallback(watch=2))
+    fit(learn, 1, lr=0.)
+    names = [t.get_text() for t in learn.init_report().plot_steps()[0].get_yticklabels()]
+    assert names==['a_name_of_twenty_two_c','…name_of_twenty_three_'] and all(len(n)<=22 for n in names)
+
 def test_pickle():
     learn = fit(learner(cbs=LSUVCallback(watch=3)))
     again = pickle.loads(pickle.dumps(learn.remove_cb(learn.recorder)))

@@ -1,8 +1,10 @@
 """`python -m fastinit`: which versions are installed, and whether LSUV works here on a tiny model; exits with 1 if not."""
-import platform, sys
+import platform, sys, warnings
 from importlib.metadata import version
-from fastai.basics import *
-from fastai.callback.progress import *
+with warnings.catch_warnings():
+    warnings.filterwarnings('ignore', '.*torch.jit.script', FutureWarning) # of what fastai imports
+    from fastai.basics import *
+    from fastai.callback.progress import *
 from fastinit import __version__
 from fastinit.all import *
 

@@ -22,7 +22,7 @@ class GeneralReLU(nn.Module):
     leak:float; sub:Tensor; maxv:float|None
     def __init__(self,
         leak:float=0., # Slope for negative inputs; 0 is a plain ReLU
-        sub:float=0., # Subtracted after the ReLU, kept in the `state_dict`; `lsuv_(at='activation')` sets it to the mean
+        sub:float=0., # Subtracted after the ReLU, and part of the `state_dict`; `lsuv_(at='activation')` sets it
         maxv:float|None=None, # Largest value of the output; None for no limit
     ):
         super().__init__()
@@ -40,27 +40,31 @@ class GeneralReLU(nn.Module):
         return f'leak={self.leak}, sub={self.sub.item():.4g}, maxv={self.maxv}'
 
 # %% ../nbs/02_acts.ipynb #afef52cb
-_act_names = '''relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ selu selu_ celu celu_ gelu silu mish softplus softsign tanhshrink
-    softshrink hardshrink hardtanh hardtanh_ hardswish hardsigmoid sigmoid sigmoid_ tanh tanh_ logsigmoid threshold threshold_'''.split()
-
-#: torch's elementwise activation functions, however they are spelled: `F.relu`, `torch.relu`, `x.relu()`
-act_funcs = {getattr(o,n) for o in (F, torch, Tensor) for n in _act_names if hasattr(o,n)}
-
-# %% ../nbs/02_acts.ipynb #288a7b76
 @torch.no_grad()
 def is_activation(
     m:nn.Module, # A module; it is called on a few numbers if it has neither children nor parameters
 )->bool: # Is it a nonlinear function of each element alone?
     "Is `m` an elementwise activation, such as `nn.GELU` or a class of one's own?"
     if isinstance(m, GeneralReLU): return True
-    if not is_leaf(m) or has_params(m) or isinstance(m, (_NormBase, nn.Identity, nn.modules.dropout._DropoutNd)): return False
+    if not is_leaf(m) or has_params(m): return False
+    if isinstance(m, (_NormBase, nn.Identity, nn.modules.dropout._DropoutNd)): return False
     mine = next((o for o in [*m._buffers.values(), *vars(m).values()] if isinstance(o, Tensor)), None)
     z = torch.linspace(-3, 3, 36, device='cpu' if mine is None else mine.device).view(1,4,3,3)
     mix = lambda t: t.flatten().roll(5).view_as(t)
     try: y,y_mixed,y_part = m(z.clone()),m(mix(z)),m(z[:,:2].clone())
     except Exception: return False # it wants another shape
-    elementwise = isinstance(y, Tensor) and y.shape==z.shape and torch.allclose(mix(y), y_mixed) and torch.allclose(y[:,:2], y_part)
-    return elementwise and not torch.allclose(y*z[0,0,0,0], z*y[0,0,0,0]) # in proportion: an identity, a constant factor
+    if not isinstance(y, Tensor) or y.shape!=z.shape: return False
+    elementwise = torch.allclose(mix(y), y_mixed) and torch.allclose(y[:,:2], y_part)
+    in_proportion = torch.allclose(y*z[0,0,0,0], z*y[0,0,0,0]) # an identity, a constant factor
+    return elementwise and not in_proportion
+
+# %% ../nbs/02_acts.ipynb #288a7b76
+_act_names = '''relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ selu selu_ celu celu_ gelu silu mish softplus softsign
+    tanhshrink softshrink hardshrink hardtanh hardtanh_ hardswish hardsigmoid sigmoid sigmoid_ tanh tanh_ logsigmoid
+    threshold threshold_'''.split()
+
+#: torch's elementwise activation functions, however they are spelled: `F.relu`, `torch.relu`, `x.relu()`
+act_funcs = {getattr(o,n) for o in (F, torch, Tensor) for n in _act_names if hasattr(o,n)}
 
 # %% ../nbs/02_acts.ipynb #58eac99b
 _aliases = dict(linear=nn.Identity(), identity=nn.Identity(), swish=F.silu, none=nn.Identity())
@@ -71,7 +75,7 @@ def _named_act(name, a):
     f = _aliases.get(name, getattr(F, name, None) or getattr(torch, name, None))
     if f is None or not (name in _aliases or f in act_funcs):
         known = sorted({o.__name__ for o in act_funcs if not o.__name__.endswith('_')} | set(_aliases))
-        raise ValueError(f"unknown nonlinearity '{name}'; known: {', '.join(known)}; or pass the module or function itself")
+        raise ValueError(f"unknown nonlinearity '{name}'; known: {', '.join(known)}; or pass the module or function")
     return f
 
 # %% ../nbs/02_acts.ipynb #d473a770
@@ -84,20 +88,25 @@ def _second_moment(act, panels=np.arange(-12,12), n=24):
     return (w * y**2 * np.exp(-z**2/2)).sum() / math.sqrt(2*math.pi)
 
 # %% ../nbs/02_acts.ipynb #a1d9410e
+def _slope(act):
+    "The slope for negative values of what is a leaky ReLU, with which the gain is exact; None for others"
+    if act in (F.relu, torch.relu) or type(act) is nn.ReLU: return 0.
+    if type(act) is nn.Identity: return 1.
+    if isinstance(act, nn.LeakyReLU): return act.negative_slope
+    if isinstance(act, nn.PReLU): return act.weight.float().square().mean().sqrt().item() # perhaps one per channel
+    if isinstance(act, partial) and act.func is F.leaky_relu: return act.keywords.get('negative_slope', 0.01)
+
 @torch.no_grad()
 def act_gain(
-    nonlinearity:str|Callable, # Name in `torch.nn.functional` or 'linear', an activation module, or any elementwise function
+    nonlinearity:str|Callable, # Name in `torch.nn.functional`, 'linear', a module, or any elementwise function
     a:float=0., # Negative slope, for 'relu' and 'leaky_relu' only
 )->float: # 1/sqrt(E[act(z)²]) with z ~ N(0,1)
-    "The factor that gives `nonlinearity`'s output a second moment of 1 for standard normal input (He et al. 2015, section 2.2); raises `ValueError` if there is none."
+    """The factor that gives `nonlinearity`'s output a second moment of 1 for standard normal input
+    (He et al. 2015, section 2.2); raises `ValueError` if there is none."""
     act = nonlinearity
     if isinstance(act, str): act = _named_act('leaky_relu' if act=='relu' else act, a)
-    slope = {nn.ReLU:0., nn.Identity:1.}.get(type(act))
-    if isinstance(act, nn.LeakyReLU): slope = act.negative_slope
-    if isinstance(act, nn.PReLU): slope = act.weight.float().square().mean().sqrt().item() # perhaps one a channel
-    if isinstance(act, partial) and act.func is F.leaky_relu: slope = act.keywords.get('negative_slope', 0.01)
-    if act in (F.relu, torch.relu): slope = 0.
-    if slope is not None: return math.sqrt(2/(1+slope**2)) # exact
+    slope = _slope(act)
+    if slope is not None: return math.sqrt(2/(1+slope**2))
     m2 = _second_moment(act)
     if not (math.isfinite(m2) and m2>0): raise ValueError(f'{nonlinearity}: E[act(z)²] is {m2}, so it has no gain')
     return float(m2**-0.5)
@@ -109,7 +118,8 @@ class _Tracer(torch.fx.Tracer):
 def _node_act(node, mods):
     "The activation that `node` of an fx graph computes, or None"
     if node.op=='call_module': return m if is_activation(m := mods[node.target]) or isinstance(m, nn.PReLU) else None
-    f = getattr(Tensor, node.target, None) if node.op=='call_method' else node.target if node.op=='call_function' else None
+    f = node.target if node.op=='call_function' else None
+    if node.op=='call_method': f = getattr(Tensor, node.target, None)
     if not callable(f) or f not in act_funcs: return None
     return lambda z: f(z, *node.args[1:], **node.kwargs)
 
@@ -118,12 +128,12 @@ _norms = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNor
 
 @torch.no_grad()
 def _starts_anew(m):
-    "Is the variance of what `m` gives its own, whatever came before? So it is after a layer, and after whatever gives the same for ten times its input"
+    "Is the variance of what `m` gives its own, whatever came before, as that of a layer or a normalization?"
     if is_affine(m) or isinstance(m, _norms): return True
     width = next((len(p) for p in m._parameters.values() if p is not None and p.ndim==1), None)
     if width is None or not is_leaf(m): return False
     z = torch.linspace(-2, 3, 6*width).sin().view(2, 3, width).to(next(m.parameters()))
-    try: return torch.allclose(deepcopy(m).forward(10*z), deepcopy(m).forward(z), rtol=1e-2)
+    try: return torch.allclose(deepcopy(m).forward(10*z), deepcopy(m).forward(z), rtol=1e-2) # the same for larger input
     except Exception: return False # it wants another shape
 
 def _gain_before(node, mods):
@@ -137,12 +147,14 @@ def _gain_before(node, mods):
 def auto_gains(
     model:nn.Module, # A model that torch.fx can trace (no control flow that depends on data)
 )->dict: # Dotted name of each layer that is called → gain of the activation that feeds its first call
-    "The gain that each layer of `model` needs for the activation that feeds it; raises `ValueError` if torch.fx cannot trace it."
+    "The gain that each layer needs for the activation before it; raises `ValueError` if torch.fx cannot trace `model`."
     model = unwrap(model)
     try: graph = _Tracer().trace(model)
     except Exception as e:
-        raise ValueError(f"nonlinearity='auto' cannot trace {type(model).__name__} ({e}): name the nonlinearity, such as 'relu'") from e
+        raise ValueError(f"nonlinearity='auto' cannot trace {type(model).__name__} ({e}): "
+                         "name the nonlinearity, such as 'relu'") from e
     mods,res = dict(model.named_modules()),{}
     for node in graph.nodes:
-        if node.op=='call_module' and is_affine(mods[node.target]): res.setdefault(node.target, _gain_before(node.args[0], mods))
+        if node.op!='call_module' or not is_affine(mods[node.target]): continue
+        res.setdefault(node.target, _gain_before(node.args[0], mods))
     return res

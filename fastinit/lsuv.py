@@ -34,7 +34,8 @@ def _check_options(pre='kaiming', std=1., center=True, at='layer', branch_scale=
     if not (isinstance(std, (int,float)) and std>0): raise ValueError(f'std={std!r}: must be over 0')
     if at not in ('layer','activation'): raise ValueError(f"at={at!r}: must be 'layer' or 'activation'")
     if center not in (True,False,'channel'): raise ValueError(f"center={center!r}: must be True, False or 'channel'")
-    if not _is_scale(branch_scale): raise ValueError(f"branch_scale={branch_scale!r}: must be 'auto', 0, a number over 0, or None")
+    if not _is_scale(branch_scale):
+        raise ValueError(f"branch_scale={branch_scale!r}: must be 'auto', 0, a number over 0, or None")
     if at=='activation' and center=='channel':
         raise ValueError("center='channel' takes the means out before the activation: it goes with at='layer'")
     if at=='activation' and not verify:
@@ -48,7 +49,8 @@ def _branch_notes(mine, normed, free, std):
     notes = []
     if mine: notes.append(f'{len(mine)} residual branches {how} (first: {mine[0]})')
     if normed:
-        notes.append(f'{len(normed)} residual branches end in a normalization, whose weight decides what they add (first: {normed[0]})')
+        notes.append(f'{len(normed)} residual branches end in a normalization, whose weight decides what they add '
+                     f'(first: {normed[0]})')
     if notes: return notes
     return ['no residual branch ends in a layer that is initialized' if free else 'no residual branches were found']
 
@@ -65,13 +67,14 @@ def _branch_targets(model, xb, branch_scale, std, layers):
 def _correction(model, layers, acts, std, center, at, tol, max_iter, **kwargs):
     "The `Correction` that the options ask for"
     kwargs.update(center=bool(center), units=attention_units(model.modules()))
-    if at=='activation': return ActivationCorrection(layers, Moments(), std, acts=acts, tol=tol, max_iter=max_iter, **kwargs)
+    if at=='activation':
+        return ActivationCorrection(layers, Moments(), std, acts=acts, tol=tol, max_iter=max_iter, **kwargs)
     kind = ChannelCorrection if center=='channel' else Correction
     return kind(layers, Moments(), std, **kwargs)
 
 # %% ../nbs/11_lsuv.ipynb #d3a1520b
 class _Passes:
-    "The forward passes of LSUV, each from the same state of the model; layers that `fix` left alone have after each what `saved` has"
+    "The forward passes of LSUV, each from the same state of the model; what `fix` left alone gets its `saved` weights back"
     def __init__(self, model, xb, fix, saved, new_stats, params, tol):
         store_attr()
         self.layer_params = {n:list(m.parameters()) for n,m in fix.layers.items()}
@@ -127,7 +130,8 @@ def _no_single_value(fix):
     "Raise for a layer that gave one value in all"
     for n,(_,_,count) in fix.waiting.items():
         if count>1: continue
-        raise InitError(f'{n} ({type(fix.layers[n]).__name__}) gives a single value on this batch, which has no std: use a larger batch')
+        raise InitError(f'{n} ({type(fix.layers[n]).__name__}) gives a single value on this batch, which has no std: '
+                        'use a larger batch')
 
 def _corrected(passes, verify, rounds=6):
     "Correct, measure, and repeat for the layers that are off; the rows of the last pass"
@@ -145,7 +149,7 @@ def _corrected(passes, verify, rounds=6):
     return rows
 
 # %% ../nbs/11_lsuv.ipynb #25b08253
-_columns = dict(mean_before='mean_before', std_before='std_before', scale='change.scale', shift='change.shift') # of a `Step`
+_columns = dict(mean_before='mean_before', std_before='std_before', scale='change.scale', shift='change.shift')
 
 def _number(v):
     "`v`, or the mean of one value per channel"
@@ -154,7 +158,8 @@ def _number(v):
 
 def _table(rows):
     "The table of the report, with what LSUV did to each layer"
-    cols = {k:[math.nan if r.step is None else _number(attrgetter(at)(r.step)) for r in rows] for k,at in _columns.items()}
+    def _of(get): return [math.nan if r.step is None else _number(get(r.step)) for r in rows]
+    cols = {k:_of(attrgetter(v)) for k,v in _columns.items()}
     if any(r.target is not None for r in rows): cols['target'] = [ifnone(r.target, math.nan) for r in rows]
     return frame(rows, **cols).assign(converged=pd.array([r.converged for r in rows], dtype='boolean'))
 
@@ -172,7 +177,10 @@ def _warn_slow(rows, std, tol, stacklevel=3):
     if not slow: return
     own = slow[0].std # the layer may be right where what its activation makes of it is not
     where = 'after its activation' if abs(own/std-1)<=tol else f'at {own:.3g}'
-    warnings.warn(f'{len(slow)} layers did not reach std {std:g} within {tol:g} (first: {slow[0].layer}, {where})', stacklevel=stacklevel)
+    text = f'{len(slow)} layers did not reach std {std:g} within {tol:g} (first: {slow[0].layer}, {where})'
+    warnings.warn(text, stacklevel=stacklevel)
+
+_predicted = 'the means and stds are predicted: verify=False leaves out the pass that measures them'
 
 def _plain_subs(acts):
     "A note on the fastai course's activation, which subtracts a plain number"
@@ -185,16 +193,16 @@ def _plain_subs(acts):
 def lsuv_(
     model:nn.Module, # Changed in place; on any error bit-identical to before
     *xb, # Its inputs: one mini-batch, as the model takes it
-    pre:str|Callable|None='kaiming', # Scheme that runs first: 'kaiming' (the article), 'orthogonal' (the paper), any of `schemes`, or None to keep the weights
+    pre:str|Callable|None='kaiming', # Scheme that runs first, of `schemes`: 'orthogonal' is the paper's; or None
     std:float=1., # Target std
-    center:bool|str=True, # Bring the mean to 0 where there is a bias (fastai course)? 'channel': that of each channel, and the std within channels to the target
+    center:bool|str=True, # Bring the mean to 0 where there is a bias (fastai course)? 'channel': that of each channel
     at:str='layer', # Where: at the output of the 'layer', or of the 'activation' that follows it
-    branch_scale:float|str|None=None, # Target, as a part of `std`, for the last layer of each residual branch; 0 silences the branches until the first step, 'auto' is 1/√(number of branches), which keeps the stream's variance near 2
+    branch_scale:float|str|None=None, # Target of each residual branch's last layer as a part of `std`; 'auto': 1/√branches
     layers:LayerChoice=None, # As in `init_layers`
     force:bool=False, # Also frozen layers?
     tol:float=1e-3, # Accept a std within tol of the target
     max_iter:int=10, # Steps for an activation that is not positively homogeneous; the layer itself needs none
-    verify:bool=True, # Measure all layers in a pass of its own, and correct those again that are off? False: one pass in all, the report's numbers are predicted
+    verify:bool=True, # Measure in a second pass, and correct again what is off? False: the report predicts
     include_paramless:bool=False, # Also list modules without parameters in the report (always with at='activation')
 )->InitReport: # One row per layer, in order of execution
     """Layer-sequential unit variance: each layer corrected in one forward pass, measured in a second
@@ -209,7 +217,8 @@ def lsuv_(
         params += [m.sub for m in acts if isinstance(m, GeneralReLU)]
         targets,notes = _branch_targets(model, xb, branch_scale, std, scaled)
         fix = _correction(model, scaled, acts, std, center, at, tol, max_iter, pool=pool, targets=targets)
-        new_stats = partial(LayerStats, model, include_paramless) if at=='layer' else partial(AfterActivation, model, scaled, acts)
+        new_stats = partial(LayerStats, model, include_paramless)
+        if at=='activation': new_stats = partial(AfterActivation, model, scaled, acts)
         with all_or_nothing(params) as saved, unmoved_rng():
             passes = _Passes(model, xb, fix, saved, new_stats, params, tol)
             if pre is not None and todo: run_scheme(pre, model, todo, *xb)
@@ -217,7 +226,7 @@ def lsuv_(
             rows = _corrected(passes, verify)
             pool.close()
             if center: notes += _plain_subs(acts)
-            if not verify: notes.append('the means and stds are predicted: verify=False leaves out the pass that measures them')
+            if not verify: notes.append(_predicted)
             report = _report(rows, passes, notes, left, at)
             if todo.by_default: report.notes += unknown_note(model)
             warn_left(report.left)
@@ -233,12 +242,13 @@ def lsuv_residual_(
     branch_scale:float|str|None=0., # As in `lsuv_`
     **kwargs:Any
 )->InitReport: # One row per layer, in order of execution
-    """LSUV (Mishkin & Matas 2015) for residual networks without normalization: each channel at mean 0, and the last layer of each
-    branch 0, as in Fixup (Zhang et al. 2019, section 3); raises what `lsuv_` does."""
+    """LSUV (Mishkin & Matas 2015) for residual networks without normalization: each channel at mean 0, and the last layer
+    of each branch 0, as in Fixup (Zhang et al. 2019, section 3); raises what `lsuv_` does."""
     return lsuv_(model, *xb, center=center, branch_scale=branch_scale, **kwargs)
 
 # %% ../nbs/11_lsuv.ipynb #ef268dc1
-def _check_residual(center='channel', branch_scale=0., **options): _check_options(center=center, branch_scale=branch_scale, **options)
+def _check_residual(center='channel', branch_scale=0., **options):
+    _check_options(center=center, branch_scale=branch_scale, **options)
 
 lsuv_.check,lsuv_residual_.check = _check_options,_check_residual
 schemes.update(lsuv=lsuv_, lsuv_residual=lsuv_residual_)

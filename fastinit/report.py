@@ -38,7 +38,7 @@ def add_status(
     zero_weight:set, # Names of layers whose weight is 0
     target:float=1., # The std aimed at, where a row has none of its own
 )->None:
-    "Set the status of each row; an output of exactly 0 is by design if the weight is 0, or that of the layer run just before."
+    "Set the status of each row; an output of 0 is by design if the weight is 0, or what the layer just before gave was."
     zero = False
     for r in rows:
         zero = r.mean==0 and r.std==0 and (zero or r.layer in zero_weight)
@@ -52,11 +52,11 @@ class Status:
     remedy:str # What to do about it; '' where nothing is wrong
     color:str='#fdf3c7' # Behind it in a table
 
-_by_hand = 'initialize them by hand'
 _forced = 'kept as they are; `force=True` initializes them all the same'
 _lsuv = 'initialize with LSUV or Kaiming, or put a normalization layer after it'
 _not_finite = 'look for NaN or inf in the batch and the weights, and for values too large for a 16-bit dtype'
-_dead = 'the output does not depend on the input: look for dead activations or a zero input just before it, then initialize again'
+_dead = ('the output does not depend on the input: look for dead activations or a zero input just before it, '
+         'then initialize again')
 
 #: Every status that a layer can have, the worst first
 statuses = {
@@ -67,11 +67,11 @@ statuses = {
     'loaded': Status('loaded', _forced),
     'pretrained': Status('pretrained', _forced),
     'frozen': Status('frozen', 'kept as they are; unfreeze them, or `force=True`, to initialize them'),
-    'shared': Status('shared', 'a weight or bias in several modules has no scale that suits all: look at their std below'),
+    'shared': Status('shared', 'a weight or bias in several modules has no scale for all: look at their std below'),
     'not called': Status('not called', 'the batch did not reach them: if training does, initialize with such a batch'),
-    'unsupported parametrization': Status('unsupported parametrization', 'set their scale before the parametrization is added'),
-    'unsupported output': Status('unsupported output', f'they give no tensor of numbers that could be scaled: {_by_hand}'),
-    'not affine': Status('not affine', f'their output is not proportional to their weight: {_by_hand}'),
+    'unsupported parametrization': Status('unsupported parametrization', 'scale them before the parametrization is added'),
+    'unsupported output': Status('unsupported output', 'they give nothing that could be scaled: initialize them by hand'),
+    'not affine': Status('not affine', 'their output is not proportional to their weight: initialize them by hand'),
     'off target': Status('off target', ''), # goes with another status: see `InitReport.remedy`
     'ok': Status('ok', '', '#d7f0dd'),
     'zero': Status('zero by design', '', '#e8e8e8')}
@@ -83,7 +83,7 @@ class InitReport:
     at = 'layer' # Where `target` is, or the 'activation'
     watched:Any = None # The first training steps, a `Watched`, where they were watched
     def __init__(self,
-        df:pd.DataFrame|Callable, # Or a function that makes it. Columns: layer, type, shape, mean, std, near_zero, status and, after LSUV, mean_before, std_before, scale, shift, converged
+        df:pd.DataFrame|Callable, # The table, or a function that makes it
         scheme:str='', # Name of the scheme that was applied, '' for the model as it was
         target:float=1., # The std aimed at
         notes:Iterable=(), # What was not as usual
@@ -92,15 +92,16 @@ class InitReport:
         self.notes,self.left = list(notes),{}
 
     @property
-    def df(self)->pd.DataFrame: # layer, type, shape, mean, std, near_zero (share from 0 to 1), status; after LSUV also mean_before, std_before, scale, shift, converged
-        "One row per layer, in order of execution"
+    def df(self)->pd.DataFrame: # layer, type, shape, mean, std, near_zero (share from 0 to 1), status
+        "One row per layer, in order of execution; after LSUV also mean_before, std_before, scale, shift, converged"
         if callable(self._df): self._df = self._df()
         return self._df
     @df.setter
     def df(self, df): self._df = df
 
     def __len__(self): return len(self.df)
-    def __getstate__(self): return {**{k:v for k,v in self.__dict__.items() if k!='fig'}, '_df':self.df} # without the open chart
+    def __getstate__(self): # without the open chart
+        return {**{k:v for k,v in self.__dict__.items() if k!='fig'}, '_df':self.df}
     def __getitem__(self, layer): # Dotted name
         "The row of one layer"
         if layer not in set(self.df.layer):
@@ -117,7 +118,8 @@ def mark(self:InitReport,
     self.left.update(why)
     if not why: return self
     df = self.df.set_index('layer')
-    df = df.reindex([*df.index, *(n for n in why if n not in df.index)]).astype(dict(status=object)) # an empty table has numbers only
+    df = df.reindex([*df.index, *(n for n in why if n not in df.index)])
+    df = df.astype(dict(status=object)) # an empty table has numbers only
     df.loc[list(why),'status'] = list(why.values())
     self.df = df.reset_index()
     return self
@@ -142,9 +144,10 @@ def by_status(self:InitReport)->dict: # Status → names of the layers, the wors
     unknown = [o for o in found if o not in statuses]
     return {k:found[k] for k in [*wrong, *unknown, 'ok','zero'] if k in found}
 
+_no_weight = 'LSUV has no weight to scale there: put a normalization layer after it, or scale what comes before by hand'
 _off_target = dict(
     activation="no scale of the layer gives the target std after its activation: use another activation, or at='layer'",
-    layer='the rounding of a 16-bit dtype, or a layer that is corrected with it, keeps them from the target: look at their std below')
+    layer='rounding to 16 bits, or a layer that is corrected with it, keeps them from the target: look at their std below')
 
 @patch
 def remedy(self:InitReport,
@@ -152,12 +155,19 @@ def remedy(self:InitReport,
 )->str: # '' where nothing is wrong
     "What to do about the layers of that status, after what was done."
     if status=='off target': return _off_target[self.at]
-    if status in ('exploding','vanishing') and 'scale' in self.df:
-        return 'LSUV has no weight to scale there: put a normalization layer after it, or scale what comes before by hand'
-    if status in ('exploding','vanishing') and self.scheme: return 'initialize with LSUV, or put a normalization layer after it'
+    if status in ('exploding','vanishing'):
+        if 'scale' in self.df: return _no_weight
+        if self.scheme: return 'initialize with LSUV, or put a normalization layer after it'
     return statuses[status].remedy if status in statuses else ''
 
 # %% ../nbs/06_report.ipynb #ca59d3ac
+def short_list(
+    names:list, # Of layers
+    what:str, # What they are
+)->str: # Such as '5 frozen (0, 2, 4, …)'
+    "How many there are, and the first three."
+    return f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names)>3 else ''})"
+
 @patch
 def _wrong(self:InitReport):
     "(status, names of the layers, what to do) of all that is wrong, the worst first"
@@ -172,24 +182,15 @@ def counts(self:InitReport)->str: # Such as '54 layers: 5 vanishing (first: 4.co
     return f"{len(self)} layers: {', '.join(_part(k, ns) for k,ns in self.by_status.items() if k!='off target')}"
 
 @patch(as_prop=True)
-def summary(self:InitReport)->str: # Such as '54 layers: 5 vanishing (first: 4.convpath.1.0), 49 ok. Vanishing: initialize with …'
+def summary(self:InitReport)->str: # Such as '54 layers: 5 vanishing (first: 4.0), 49 ok. Vanishing: initialize with …'
     "How many layers there are of each status, the worst first, and what to do about that, in one line"
-    res = self.counts
-    if wrong := self._wrong(): res += f'. {wrong[0][0].capitalize()}: {wrong[0][2]}'
+    res = self.counts + ''.join(f'. {k.capitalize()}: {todo}' for k,_,todo in self._wrong()[:1])
     return f"{res}. A{self.watched.summary[1:]}" if self.watched else res # after …
 
 @patch(as_prop=True)
 def advice(self:InitReport)->str: # Lines
     "What is wrong, the worst first, and what to do about it: a line for each kind; empty if all is well."
     return '\n'.join(f'{short_list(ns, k)}: {todo}' for k,ns,todo in self._wrong())
-
-# %% ../nbs/06_report.ipynb #be7b34ce
-def short_list(
-    names:list, # Of layers
-    what:str, # What they are
-)->str: # Such as '5 frozen (0, 2, 4, …)'
-    "How many there are, and the first three."
-    return f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names)>3 else ''})"
 
 # %% ../nbs/06_report.ipynb #9be62875
 compact_columns = ('layer','type','shape','mean','std','grad_std','std_before','scale','status')
@@ -200,7 +201,6 @@ def short_number(
     "Three digits of `v`; one where it is next to nothing."
     return f'{v:.3g}' if v==0 or not abs(v)<1e-4 else f'{v:.0e}'.replace('e-0', 'e-')
 
-# %% ../nbs/06_report.ipynb #11b41e8c
 @patch
 def _lines(self:InitReport, text): return [(f'{self.scheme}: ' if self.scheme else '') + text, *self.notes]
 
@@ -244,8 +244,10 @@ def call_notes(
 )->list: # Sentences
     "Which layers gave something else in each call, and what."
     several = [r for r in rows if r.highest>2*r.lowest]
-    notes = [f'{r.layer} gave a std from {short_number(r.lowest)} to {short_number(r.highest)} in {r.calls} calls' for r in several[:3]]
-    return notes + ([f'and so did {len(several)-3} other layers'] if len(several)>3 else [])
+    notes = [f'{r.layer} gave a std from {short_number(r.lowest)} to {short_number(r.highest)} in {r.calls} calls'
+             for r in several[:3]]
+    if len(several)>3: notes.append(f'and so did {len(several)-3} other layers')
+    return notes
 
 # %% ../nbs/06_report.ipynb #97d1fe82
 def frame(
@@ -266,14 +268,11 @@ def unknown_note(
     "What an initialization passes over, as it does not know the type."
     found = unknown_weights(model)
     if not found: return []
-    n = sum(n for _,n,_ in found.values())
-    types = list(dict.fromkeys(t for t,_,_ in found.values()))
+    n,types = sum(n for _,n,_ in found.values()),list(dict.fromkeys(t for t,_,_ in found.values()))
     where = f"{', '.join(types[:4])}{', …' if len(types)>4 else ''}; first: {first(found)}"
-    can_choose = any(can for _,_,can in found.values())
-    todo = 'name them in `layers=`, or initialize them by hand' if can_choose else 'initialize them by hand'
+    todo = ('name them in `layers=`, or ' if any(can for _,_,can in found.values()) else '') + 'initialize them by hand'
     return [f'{n} weights in {len(found)} modules of unknown type ({where}) are not initialized: {todo}']
 
-# %% ../nbs/06_report.ipynb #47730281
 def init_stats(
     model:nn.Module, # Any model; stays bit-identical
     *xb, # Its inputs: one batch

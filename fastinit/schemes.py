@@ -23,7 +23,8 @@ from torch.nn.utils.weight_norm import WeightNorm
 def fans(
     m:nn.Module, # A layer with a weight
 )->tuple: # (fan_in, fan_out)
-    "How many inputs an output of `m` sums, and how many outputs an input reaches (Glorot & Bengio 2010); exact for grouped and transposed convolutions."
+    """How many inputs an output of `m` sums, and how many outputs an input reaches (Glorot & Bengio 2010); exact for
+    grouped and transposed convolutions."""
     w:Any = m.weight
     taps = w[0,0].numel() if w.ndim>2 else 1
     if is_transposed(m): return tuple(w.shape)
@@ -59,13 +60,17 @@ def _zero_bias(m):
 def recurrent_(
     m:nn.Module, # An `nn.RNN`, `nn.LSTM`, `nn.GRU` or one of their cells, changed in place
 )->nn.Module: # `m`
-    "Input weights Xavier, hidden weights orthogonal, gate by gate, biases 0, an LSTM's forget gate at 1 (Saxe et al. 2013; Jozefowicz et al. 2015)."
+    """Input weights Xavier, hidden weights orthogonal, gate by gate, biases 0, an LSTM's forget gate at 1
+    (Saxe et al. 2013; Jozefowicz et al. 2015)."""
     for n in recurrent_params(m):
         p = getattr(m, n)
-        if n.startswith('bias'): nn.init.zeros_(p)
+        if n.startswith('bias'):
+            nn.init.zeros_(p)
+            if 'ih' in n and isinstance(m, (nn.LSTM, nn.LSTMCell)): p[m.hidden_size:2*m.hidden_size] = 1.
         else:
-            for gate in p.split(m.hidden_size) if 'hr' not in n else [p]: _in_float(nn.init.orthogonal_ if 'hh' in n else nn.init.xavier_uniform_, gate)
-        if n.startswith('bias_ih') and isinstance(m, (nn.LSTM, nn.LSTMCell)): p[m.hidden_size:2*m.hidden_size] = 1.
+            draw = nn.init.orthogonal_ if 'hh' in n else nn.init.xavier_uniform_
+            gates = [p] if 'hr' in n else p.split(m.hidden_size)
+            for gate in gates: _in_float(draw, gate)
     return m
 
 # %% ../nbs/07_schemes.ipynb #f9644501
@@ -87,21 +92,21 @@ def _draw(w, std, distribution):
     if distribution=='normal': return nn.init.normal_(w, 0., std)
     return nn.init.uniform_(w, -math.sqrt(3)*std, math.sqrt(3)*std)
 
+# %% ../nbs/07_schemes.ipynb #cb582e8b
 def _check(name, value, *known):
     if value not in known: raise ValueError(f"{name}='{value}': must be {' or '.join(repr(o) for o in known)}")
 
-# %% ../nbs/07_schemes.ipynb #cb582e8b
+def _is_auto(nonlinearity): return isinstance(nonlinearity, str) and nonlinearity=='auto'
+
 def _check_kaiming(nonlinearity='relu', a=0., mode='fan_in', distribution='normal', **_):
     _check('mode', mode, 'fan_in', 'fan_out')
     _check('distribution', distribution, 'normal', 'uniform')
     if not _is_auto(nonlinearity): act_gain(nonlinearity, a)
 
-def _is_auto(nonlinearity): return isinstance(nonlinearity, str) and nonlinearity=='auto'
-
 def kaiming_(
     model:nn.Module, # Changed in place
     *,
-    nonlinearity:str|Callable='relu', # Anything `act_gain` takes, for all layers, or 'auto': the one that feeds each layer
+    nonlinearity:str|Callable='relu', # Anything `act_gain` takes, for all layers; 'auto': the one that feeds each layer
     a:float=0., # Negative slope of a leaky ReLU
     mode:str='fan_in', # 'fan_in' keeps the forward variance, 'fan_out' the backward
     distribution:str='normal', # 'normal' or 'uniform'
@@ -112,7 +117,8 @@ def kaiming_(
     _check_kaiming(nonlinearity, a, mode, distribution)
     gains = auto_gains(check_model(model)) if _is_auto(nonlinearity) else {}
     gain = 1. if _is_auto(nonlinearity) else act_gain(nonlinearity, a)
-    return _fill(model, layers, force, lambda n,m,w: _draw(w, gains.get(n, gain)/math.sqrt(fans(m)[mode=='fan_out']), distribution))
+    def _std(n, m): return gains.get(n, gain)/math.sqrt(fans(m)[mode=='fan_out'])
+    return _fill(model, layers, force, lambda n,m,w: _draw(w, _std(n, m), distribution))
 
 kaiming_.check = _check_kaiming # what a callback asks when it is made
 
@@ -135,9 +141,10 @@ xavier_.check = _check_xavier
 
 # %% ../nbs/07_schemes.ipynb #ed4f49d7
 def _orthogonal(w, gain):
-    "`nn.init.orthogonal_`, for a matrix twice as long as wide or more by the Cholesky factor of AᵀA: the same Q, at the speed of matrix products"
+    "`nn.init.orthogonal_`, for a matrix twice as long as wide or more by the Cholesky factor of AᵀA: the same Q, faster"
     rows,cols = len(w),w.numel()//len(w)
-    if max(rows, cols) < 2*min(rows, cols): return nn.init.orthogonal_(w, gain) # AᵀA would square too large a condition number
+    if max(rows, cols) < 2*min(rows, cols): # AᵀA would square too large a condition number
+        return nn.init.orthogonal_(w, gain)
     a = w.new_empty(rows, cols, dtype=torch.promote_types(w.dtype, torch.float)).normal_()
     tall = a if rows>cols else a.T
     q = torch.linalg.solve_triangular(torch.linalg.cholesky(tall.T@tall), tall.T, upper=False)
@@ -161,10 +168,15 @@ def normal_(
     layers:LayerChoice=None, # As in `init_layers`
     force:bool=False, # Also frozen layers?
 )->nn.Module: # `model`
-    "Weights from N(0, std²) whatever the size of the layer, biases of 0: the start that explodes."
+    "Weights from N(0, std²) whatever the size of the layer, biases of 0: the initialization that explodes."
     return _fill(model, layers, force, lambda n,m,w: nn.init.normal_(w, 0., std))
 
 # %% ../nbs/07_schemes.ipynb #b7d633de
+def _default_parametrized(m):
+    "What `reset_parameters` of torch's affine layers does, for a parametrized weight"
+    _new_weight(m, partial(nn.init.kaiming_uniform_, a=math.sqrt(5)))
+    if m.bias is not None: nn.init.uniform_(m.bias, -fans(m)[0]**-0.5, fans(m)[0]**-0.5)
+
 @torch.no_grad()
 def default_(
     model:nn.Module, # Changed in place
@@ -172,42 +184,41 @@ def default_(
     layers:LayerChoice=None, # As in `init_layers`
     force:bool=False, # Also frozen layers?
 )->nn.Module: # `model`
-    "PyTorch's own start, `reset_parameters()` of each layer; raises `ValueError` for a layer without it."
+    "PyTorch's own initialization, `reset_parameters()` of each layer; raises `ValueError` for a layer without it."
     ls = init_layers(model, layers, force=force)
     for n,m in ls.items():
-        if not hasattr(m, 'reset_parameters'): raise ValueError(f'{n} ({type(m).__name__}) has no reset_parameters(): leave it out of `layers`')
+        if not hasattr(m, 'reset_parameters'):
+            raise ValueError(f'{n} ({type(m).__name__}) has no reset_parameters(): leave it out of `layers`')
     for m in ls.values():
         if 'weight' in m._parameters or isinstance(m, recurrent_types): m.reset_parameters()
-        else:
-            _new_weight(m, partial(nn.init.kaiming_uniform_, a=math.sqrt(5)))
-            if m.bias is not None: nn.init.uniform_(m.bias, -fans(m)[0]**-0.5, fans(m)[0]**-0.5)
+        else: _default_parametrized(m)
     return model
 
 # %% ../nbs/07_schemes.ipynb #a8105fd8
 #: Name → function `f(model, **options)`, or `f(model, *xb, **options)` where it needs a batch
-schemes:dict[str,Callable] = dict(default=default_, normal=normal_, xavier=xavier_, kaiming=kaiming_, orthogonal=orthogonal_)
+schemes:dict[str,Callable] = dict(
+    default=default_, normal=normal_, xavier=xavier_, kaiming=kaiming_, orthogonal=orthogonal_)
 
 def get_scheme(
     scheme:str|Callable, # A name in `schemes`, or a function of `(model)` or `(model, *xb)`
 )->Callable: # The function
     "The function that `scheme` names; raises `ValueError` that lists the known names."
     if callable(scheme): return scheme
-    if scheme not in schemes: raise ValueError(f"unknown scheme {scheme!r}; known: {', '.join(schemes)}; or pass a function of (model) or (model, *xb)")
-    return schemes[scheme]
-
-# %% ../nbs/07_schemes.ipynb #46e5011d
-def _takes(f, name): return name in inspect.signature(f).parameters
-
-def _takes_batch(f): return any(p.kind==p.VAR_POSITIONAL for p in inspect.signature(f).parameters.values())
+    if scheme in schemes: return schemes[scheme]
+    raise ValueError(f"unknown scheme {scheme!r}; known: {', '.join(schemes)}; "
+                     'or pass a function of (model) or (model, *xb)')
 
 def scheme_name(
     scheme:str|Callable, # A name in `schemes`, or a function
 )->str: # Without the underscore that marks functions which change their argument; of a `partial` with its options
     "What a scheme is called in reports and charts."
     if isinstance(scheme, str): return scheme
-    if isinstance(scheme, partial): return f"{scheme_name(scheme.func)}({', '.join(f'{k}={v!r}' for k,v in scheme.keywords.items())})"
+    if isinstance(scheme, partial):
+        options = ', '.join(f'{k}={v!r}' for k,v in scheme.keywords.items())
+        return f'{scheme_name(scheme.func)}({options})'
     return getattr(scheme, '__name__', type(scheme).__name__).rstrip('_')
 
+# %% ../nbs/07_schemes.ipynb #46e5011d
 def check_scheme(
     scheme:str|Callable, # A name in `schemes`, or a function
     options:dict, # Name → value: what will be passed to it
@@ -218,12 +229,18 @@ def check_scheme(
     known = [p.name for p in params if p.kind==p.KEYWORD_ONLY or p.default is not p.empty]
     if not any(p.kind==p.VAR_KEYWORD for p in params):
         for k in options:
-            if k not in known: raise TypeError(f"{scheme_name(scheme)} has no option '{k}'; it has {', '.join(known) or 'none'}")
+            if k in known: continue
+            raise TypeError(f"{scheme_name(scheme)} has no option '{k}'; it has {', '.join(known) or 'none'}")
     inner,given = (f.func,f.keywords) if isinstance(f, partial) else (f,{})
     getattr(inner, 'check', noop)(**{**given, **options})
 
 # %% ../nbs/07_schemes.ipynb #2a14d225
-def _is_ours(f): return getattr(getattr(f, 'func', f), '__module__', '').startswith('fastinit.') # it leaves the others alone by itself
+def _takes(f, name): return name in inspect.signature(f).parameters
+
+def _takes_batch(f): return any(p.kind==p.VAR_POSITIONAL for p in inspect.signature(f).parameters.values())
+
+def _is_ours(f): # it leaves the others alone by itself
+    return getattr(getattr(f, 'func', f), '__module__', '').startswith('fastinit.')
 
 def run_scheme(
     scheme:str|Callable, # A name in `schemes`, or a function of `(model)` or `(model, *xb)`
@@ -240,6 +257,7 @@ def run_scheme(
     with all_or_nothing([p for p in model.parameters() if id(p) in kept and not _is_ours(f)], keep=False):
         return f(model, *xb, **kwargs) if _takes_batch(f) else f(model, **kwargs)
 
+# %% ../nbs/07_schemes.ipynb #60c5b21a
 def init_split(
     model:nn.Module, # Changed in place; on any error bit-identical to before
     scheme:str|Callable, # A name in `schemes`, or a function of `(model)` or `(model, *xb)`
@@ -247,10 +265,10 @@ def init_split(
     todo:Layers, # The layers to initialize, and why others are left alone
     include_paramless:bool=False, # Also list modules without parameters in the report
     **kwargs # Passed to the scheme
-)->InitReport: # One row a layer, in order of execution
+)->InitReport: # One row per layer, in order of execution
     "Run `scheme` on the layers `todo`; those left alone stay bit-identical, and the report and a warning say why."
     f = get_scheme(scheme)
-    measures = _takes(f, 'include_paramless') # as LSUV: it is all or nothing, and says what it left alone, by itself
+    measures = _takes(f, 'include_paramless') # as LSUV
     if measures: kwargs['include_paramless'] = include_paramless
     runs = todo or measures or not _takes(f, 'layers') # which may know other layers
     with all_or_nothing([] if measures else model.parameters()):
@@ -258,7 +276,7 @@ def init_split(
         report = res if isinstance(res, InitReport) else init_stats(model, *xb, include_paramless=include_paramless)
         report.scheme = scheme_name(scheme)
         if not measures:
-            report.notes += unknown_note(model) if todo.by_default else []
+            if todo.by_default: report.notes += unknown_note(model)
             report.mark(todo.left)
             warn_left(todo.left)
     return report
@@ -271,7 +289,7 @@ def init_(
     force:bool=False, # Also frozen layers?
     include_paramless:bool=False, # Also list modules without parameters in the report
     **kwargs # Passed to the scheme
-)->InitReport: # One row a layer, in order of execution
+)->InitReport: # One row per layer, in order of execution
     "Initialize `model` with any scheme and report what its layers then give; the random state stays as it was."
     check_scheme(scheme, kwargs)
     model = unwrap(model)

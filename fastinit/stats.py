@@ -28,7 +28,7 @@ class Moments:
 
     def __call__(self,
         o:Tensor, # Floating point or complex values of any shape
-    )->tuple[float|Tensor,Any]: # (std, mean) in float32 at least, of all of `o`; the std with n−1, as torch's; a complex mean if `o` is
+    )->tuple[float|Tensor,Any]: # (std, mean) in float32 at least; std with n−1, as torch's; a complex mean if `o` is
         "(std, mean) of `o`, right to 1e-6: numbers, or tensors if lazy"
         if o.is_complex(): return self.of_complex(o)
         v = flat(o.float() if o.dtype.itemsize<4 else o)
@@ -121,7 +121,7 @@ class Row:
 
 # %% ../nbs/05_stats.ipynb #e94db293
 class LayerStats(ActivationStats):
-    "fastai's `ActivationStats` for one forward pass of a model, by name and in order of execution: `with LayerStats(model) as s: model(x)`."
+    "fastai's `ActivationStats` for one pass of a model, by name: `with LayerStats(model) as s: model(x)`."
     def __init__(self,
         model:nn.Module, # Its modules are hooked while in the context
         include_paramless:bool=False, # Also the modules without parameters, such as ReLU?
@@ -132,7 +132,8 @@ class LayerStats(ActivationStats):
         self.known = {} if known is None else known
         self.modules,units = [],attention_units(self.names)
         for m in leaves(self.names):
-            if isinstance(m, torch.jit.ScriptModule) or not (include_paramless or has_params(m)): continue # which take no hooks
+            if isinstance(m, torch.jit.ScriptModule): continue # which take no hooks
+            if not (include_paramless or has_params(m)): continue
             if m in units: self.names[units[m]] = self.names[m]
             self.modules.append(units.get(m, m))
 
@@ -145,7 +146,7 @@ class LayerStats(ActivationStats):
     def __exit__(self, *args): self._remove()
 
     def hook(self, m:nn.Module, i:tuple, o:Any)->None:
-        "Keep mean and std of the first output of `m`, not yet read from the device, and a sample of it, to be counted after the pass"
+        "Keep mean and std of the first output of `m`, not yet read from the device, and a sample to be counted later"
         if not isinstance(o, Tensor): o = first_tensor(o)
         if not has_moments(o) or not o.numel(): return
         n = self.names[m]
@@ -190,7 +191,7 @@ def layer_hists(
     bins:int=81, # Number of bins; an odd number has one around 0
     lim:float=4., # Range ±lim
     include_paramless:bool=False, # Also the modules without parameters, such as ReLU?
-)->pd.DataFrame: # A column per layer, in order of execution; a row per bin, by its middle; the share of the layer's values in it
+)->pd.DataFrame: # A column per layer, in order of execution; a row per bin, by its middle: the share of values in it
     "The histogram of every layer's output on one batch, in one forward pass; changes nothing."
     model,edges = unwrap(model),np.linspace(-lim, lim, bins+1)
     with probing(check_model(model), *xb), _Hists(model, include_paramless, bins, lim) as s: forward(model, *xb)
@@ -218,7 +219,8 @@ def _backward(model, loss_func, xb, yb, ps):
     with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False) if rnn else nullcontext():
         loss = loss_func(forward(model, *xb), *yb).mean()
         if not loss.requires_grad:
-            raise InitError('the loss does not depend on the parameters: look for detach() or no_grad() in the model and the loss')
+            raise InitError('the loss does not depend on the parameters: '
+                            'look for detach() or no_grad() in the model and the loss')
         torch.autograd.grad(loss, ps, allow_unused=True)
 
 def layer_grads(

@@ -50,7 +50,7 @@ def test_installed_outside_the_repository(dist, tmp_path):
     r = outside(sys.executable, '-c', 'import fastinit.all; print(fastinit.__file__)')
     assert Path(r.stdout.strip()).parent.parent==target, r.stderr
     r = outside(sys.executable, '-m', 'fastinit')
-    assert r.returncode==0, r.stdout+r.stderr
+    assert r.returncode==0 and not r.stderr, r.stdout+r.stderr
     import fastinit, torch
     assert re.search(rf'^fastinit +{fastinit.__version__}$', r.stdout, re.M) and torch.__version__ in r.stdout
     assert len(re.findall('^ok ', r.stdout, re.M))==2 and 'FAILED' not in r.stdout

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable,Iterable,Iterator
 from contextlib import redirect_stdout,suppress
 from io import StringIO
-from types import CodeType
+from types import CellType,CodeType,FunctionType,MethodType
 from torch.utils.data import DataLoader as TorchDataLoader,IterableDataset,RandomSampler,SequentialSampler
 from .tensors import *
 from .layers import *
@@ -89,16 +89,21 @@ def draw(
     return None if other.n is not None and not len(other) else other.one_batch()
 
 # %% ../nbs/13_batch.ipynb #01d9d0c8
+def _inside(f):
+    "The functions that `f` wraps, is a method or a partial of, or has from where it was defined"
+    cells = [c.cell_contents for c in getattr(f, '__closure__', None) or () if c!=CellType()] # the other kind is empty
+    own = [getattr(f, k, None) for k in ('__func__','func','__wrapped__')]
+    return [o for o in (*own, *cells) if isinstance(o, (FunctionType,MethodType,partial))]
+
 def _codes(f):
-    "The code of a function, and of those defined in it; None where it cannot be read"
-    while not isinstance(getattr(f, '__code__', None), CodeType):
-        f = getattr(f, '__func__', None) or getattr(f, 'func', None) or getattr(f, '__wrapped__', None)
-        if f is None: return
-    todo,res = [f.__code__],[]
+    "The code of a function, and of those in it; None where it cannot be read"
+    funcs,res = [f],[]
+    for o in funcs: funcs += [g for g in _inside(o) if not any(g is h for h in funcs)]
+    todo = [o.__code__ for o in funcs if isinstance(getattr(o, '__code__', None), CodeType)]
     while todo:
         res.append(todo.pop())
         todo += [o for o in res[-1].co_consts if isinstance(o, CodeType)]
-    return res
+    return res or None
 
 def event_names(
     cb:Callback|nn.Module, # Any callback, or module

@@ -147,12 +147,13 @@ class InitComparison(dict):
         if len(t)==1: return lead
         b = t.iloc[1]
         if not math.isfinite(b.loss): return f'{lead}; every other scheme diverged'
-        if a.seeds==1 and a.loss==b.loss: return f'no difference between {_named(a)} and {_named(b)}: a loss of {a.loss:.3g} after {self.losses.step.max()} steps'
-        if a.seeds==1: return f'{lead}, {b.loss-a.loss:.3g} below {_named(b)}; one seed does not tell this from chance: `seeds=3`'
-        gap = b.lowest-a.highest
-        if gap>0: return f'{lead}: {b.loss-a.loss:.3g} below {_named(b)}, {gap:.3g} beyond the spread of {a.seeds} seeds'
-        near = [_named(r) for _,r in t.iloc[1:].iterrows() if r.lowest<=a.highest]
-        return f"no clear difference between {', '.join([_named(a), *near])}: the spreads of their {a.seeds} seeds overlap. {lead}"
+        below = f'{b.loss-a.loss:.3g} below {_named(b)}'
+        if a.seeds==1 and a.loss==b.loss: return f'no difference between {_named(a)} and {_named(b)}: {lead}'
+        if a.seeds==1: return f'{lead}, {below}; one seed does not tell this from chance: `seeds=3`'
+        others = t.iloc[1:][np.isfinite(t.loss.iloc[1:])]
+        near = [_named(r) for _,r in others.iterrows() if r.lowest<=a.highest]
+        if near: return f"no clear difference between {', '.join([_named(a), *near])}: the spreads of their {a.seeds} seeds overlap. {lead}"
+        return f'{lead}: {below}, {others.lowest.min()-a.highest:.3g} beyond the spread of {a.seeds} seeds'
 
     def __repr__(self): return f'{self.best}\n{self.table.to_string(float_format=short_number)}'
 

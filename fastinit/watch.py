@@ -217,7 +217,7 @@ def plot_watched(
     std,grad,changes,names = w.grid('std'),w.grid('grad_std'),w.changes,list(w.layers)
     fig = plt.figure(figsize=figsize or (11, min(9, max(4.5, 2.6+0.085*len(names)))), layout='constrained')
     (top,text),(left,right) = fig.subplots(2, 2, height_ratios=[1.3, max(2.6, fig.get_figheight()-2)])
-    gone = w.grid('status').eq('not finite').to_numpy()
+    gone = w.grid('status').to_numpy()=='not finite'
     im = _picture(left, std/w.grid('target'), gone, names, 'std of the output ÷ target')
     _picture(right, grad/grad[1].median(), gone, names, 'std of the gradient ÷ median of step 1')
     right.set_yticklabels([])

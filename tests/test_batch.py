@@ -1,5 +1,5 @@
 "Initialized on what training gives the model, and the data, their order and the random state as they are without it."
-import datetime, random, warnings
+import datetime, functools, random, warnings
 import numpy as np, pytest, torch
 import torch.distributed as dist, torch.multiprocessing as mp
 from torch import nn
@@ -10,6 +10,7 @@ from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import *
 from fastai.learner import before_batch_cb
 from fastinit.all import *
+from fastinit import batch
 
 X = torch.randn(64, 12, generator=torch.Generator().manual_seed(3))*40 + 100
 Y = (X[:,0]>100).long()
@@ -97,6 +98,29 @@ def test_data_as_without(kind):
     for x,t,n,p,calls in got[1:]:
         assert torch.equal(x, got[0][0]) and torch.equal(t, got[0][1]) and (n==got[0][2]).all() and p==got[0][3] and calls==got[0][4]
 
+SORTED = TensorDataset(X[X[:,0].argsort()]*torch.linspace(0.01, 1, 64)[:,None], Y) # the first batch is much smaller than the others
+@pytest.mark.parametrize('kind', ['fastai','torch'])
+@pytest.mark.parametrize('shuffle', [False, True])
+def test_shuffled_or_not(kind, shuffle):
+    "An unshuffled loader gives the very first training batch, a shuffled one a mixed one"
+    learn = learner((lambda **kw: DataLoader(SORTED, bs=16, **kw) if kind=='fastai' else TorchLoader(SORTED, 16, **kw))(shuffle=shuffle), cbs=[First(), LSUVCallback()])
+    fit(learn, 1, 0.)
+    assert learn.lsuv.report.notes==[] and all(abs(s-1)<(0.5 if shuffle else 1e-3) for s in learn.first.stds.values()), learn.first.stds
+
+def test_incomplete_batches():
+    "`drop_last`, a batch size, a collate function: those of the loader"
+    seen = []
+    def collate(items):
+        seen.append(len(items))
+        return torch.stack([x for x,_ in items])/100,torch.stack([y for _,y in items])
+    for drop in (True, False):
+        learn = learner(TorchLoader(DS, 48, collate_fn=collate, drop_last=drop), cbs=[First(), LSUVCallback()])
+        n = len(seen)
+        fit(learn, 1, 0.)
+        assert seen[n:]==[48,48]+[16]*(not drop) and all(abs(s-1)<1e-3 for s in learn.first.stds.values()) # one batch more than training has
+    learn = learner(TorchLoader(DS, 100, drop_last=True), cbs=LSUVCallback())
+    with pytest.raises(ValueError, match='gives no batch'): fit(learn, 1)
+
 def test_report_and_comparison_of_a_generator_leave_it():
     loader = LOADERS['generator']()
     learn,was = learner(loader),loader.generator.get_state()
@@ -132,6 +156,42 @@ def test_batch_as_training_gives_it(kind, loader, capsys):
     for s in learn.first.stds.values(): assert abs(s-1)<0.5
     if kind=='counting': assert cb.n==8==len(cb.kept) and capsys.readouterr().out.count('at work')==8 # four batches to train, four to validate
     assert torch.equal(X, before) or kind=='in_place' and loader=='stream' # whose items these are
+
+def wrapped(f):
+    @functools.wraps(f)
+    def _inner(*args): return f(*args)
+    return _inner
+class Bound:
+    def scale(self, cb): cb.learn.xb = (cb.x/255,)
+@pytest.mark.parametrize('how', ['method','wrapped','helper','nested','partial','bound'])
+def test_where_the_code_of_a_callback_is(how):
+    "In a method, a decorated one, a method that it calls, a function in it, a partial, a method of something else"
+    class Decorated(Callback):
+        @wrapped
+        def before_batch(self): self.learn.xb = (self.x/255,)
+    class Helper(Callback):
+        def before_batch(self): self.scale()
+        def scale(self): self.learn.xb = (self.x/255,)
+    class Nested(Callback):
+        def before_batch(self):
+            def f(): self.learn.xb = (self.x/255,)
+            f()
+    cb = dict(method=Scale, wrapped=Decorated, helper=Helper, nested=Nested).get(how, Callback)()
+    if how=='partial': cb.before_batch = functools.partial(lambda c: setattr(c.learn, 'xb', (c.x/255,)), cb)
+    if how=='bound': cb.before_batch = functools.partial(Bound().scale, cb)
+    assert cb in batch.batch_callbacks(learner(cbs=[cb])) and batch.speaks_of(cb, 'before_batch', 'xb', 'x') and not batch.speaks_of(cb, 'before_batch', 'yb')
+    learn = learner(cbs=[First(), LSUVCallback(), cb])
+    fit(learn, 1, 0.)
+    assert learn.lsuv.report.notes==[] and all(abs(s-1)<0.5 for s in learn.first.stds.values())
+
+def test_callbacks_that_do_not_run():
+    "One that is switched off, acts in validation only, or says that it does not change the batch"
+    class Off(Scale): run = False
+    class Valid(Scale): run_train = False
+    class Says(Scale): changes_batch = False
+    class Unread(Callback): before_batch = print # built in: it could be anything
+    found = {type(o) for o in batch.batch_callbacks(learner(cbs=[Off(), Valid(), Says(), Unread(), Scale()]))}
+    assert {Unread,Scale}<=found and not found & {Off,Valid,Says}
 
 class Flatten(Callback):
     def before_batch(self): self.learn.xb = (self.x.flatten(1),)

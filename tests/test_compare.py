@@ -1,7 +1,7 @@
 "Initializations compared by training: what a Learner would do from each, and the Learner as it was."
 import random, warnings
 from copy import deepcopy
-import numpy as np, pytest, torch
+import numpy as np, pandas as pd, pytest, torch
 import matplotlib.pyplot as plt
 from torch import nn
 from fastai.callback.fp16 import MixedPrecision
@@ -12,6 +12,7 @@ from fastai.callback.tracker import SaveModelCallback
 from fastai.callback.training import GradientAccumulation
 from fastai.basics import Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, OptimWrapper, SGD, partial, set_seed
 from fastinit.all import *
+from fastinit.compare import InitComparison, plot_losses
 
 @pytest.fixture(autouse=True)
 def _quiet():
@@ -194,6 +195,106 @@ def test_an_optimizer_that_exists_already():
     before = deepcopy(model.state_dict())
     res = learn.compare_inits(['lsuv'], steps=4, lr=0.1)
     assert equal(model.state_dict(), before) and res.losses.loss.nunique()==4
+
+# What it says and draws
+
+def losses(**runs):
+    "Scheme → losses of its seeds, or {rate: losses of its seeds}"
+    rows = [(k,lr,seed,i+1,float(l)) for k,v in runs.items() for lr,seeds in (v if isinstance(v, dict) else {0.1:v}).items() for seed,ls in enumerate(seeds) for i,l in enumerate(ls)]
+    return pd.DataFrame(rows, columns=['scheme','lr','seed','step','loss'])
+def best(**runs): return InitComparison({}, {}, losses(**runs)).best
+inf,nan = float('inf'),float('nan')
+
+@pytest.mark.parametrize('runs,said', [
+    (dict(a=[[3,1]], b=[[3,2]]), 'a has the lowest loss after 2 steps, 1, 1 below b; one seed does not tell this from chance: `seeds=3`'),
+    (dict(a=[[3,2]], b=[[3,1]]), 'b has the lowest loss after 2 steps, 1, 1 below a; one seed does not tell this from chance: `seeds=3`'),
+    (dict(a=[[3,1]], b=[[3,1]]), 'no difference between a and b: a has the lowest loss after 2 steps, 1'),
+    (dict(a=[[3,1]]), 'a has the lowest loss after 2 steps, 1'),
+    (dict(a=[[3,1],[3,1.2]], b=[[3,2],[3,1.5]]), 'a has the lowest loss after 2 steps, 1.1 (1 to 1.2): 0.65 below b, 0.3 beyond the spread of 2 seeds'),
+    (dict(a=[[3,1],[3,1.2]], b=[[3,1.1],[3,1.5]], c=[[3,2],[3,2]]), 'no clear difference between a, b: the spreads of their 2 seeds overlap. a has the lowest loss after 2 steps, 1.1 (1 to 1.2)'),
+    (dict(a=[[3,1],[3,1.2]], b=[[3,1.5],[3,1.6]], c=[[3,1.1],[3,3]]), 'no clear difference between a, c: the spreads of their 2 seeds overlap. a has the lowest loss after 2 steps, 1.1 (1 to 1.2)'),
+    (dict(a=[[3,1],[3,1.2]], b=[[3,1.7],[3,1.8]], c=[[3,1.5],[3,3]]), 'a has the lowest loss after 2 steps, 1.1 (1 to 1.2): 0.65 below b, 0.3 beyond the spread of 2 seeds'),
+    (dict(a=[[3,1],[3,1.2]], b=[[3,1.7],[3,1.8]], c=[[3,0.5],[3,inf]]), 'a has the lowest loss after 2 steps, 1.1 (1 to 1.2): 0.65 below b, 0.5 beyond the spread of 2 seeds'),
+    (dict(a=[[3,1]], b=[[3,inf]], c=[[3,nan]]), 'a has the lowest loss after 2 steps, 1; every other scheme diverged'),
+    (dict(a=[[3,nan]], b=[[3,inf]]), 'every scheme diverged: try a lower learning rate'),
+    (dict(a={1.:[[3,9]], 2.:[[3,1]]}, b={1.:[[3,4]], 2.:[[3,2]]}), 'a at 2 has the lowest loss after 2 steps, 1, 1 below b at 2; one seed does not tell this from chance: `seeds=3`'),
+    (dict(a={1.:[[3,9]], 2.:[[3,1]]}, b={1.:[[3,1.5]], 2.:[[3,2]]}), 'a at 2 has the lowest loss after 2 steps, 1, 0.5 below b at 1; one seed does not tell this from chance: `seeds=3`')])
+def test_best(runs, said): assert best(**runs)==said
+
+def test_the_end_of_a_run():
+    "The mean of the last fifth of the steps; diverged: not finite at some step, or at the end more than twice what it began with"
+    ls = list(range(20, 10, -1))
+    runs = InitComparison({}, {}, losses(a=[ls], b=[[1,2,2.1]], c=[[1,nan,1]], d=[[1,9,2]], e=[[-1,-1,0.1]], f=[[-1,-1,-0.5]])).runs.set_index('scheme')
+    assert runs.loss.to_dict()==dict(a=11.5, b=2.1, c=inf, d=2, e=0.1, f=-0.5)
+    assert runs.diverged.to_dict()==dict(a=False, b=True, c=True, d=False, e=True, f=False)
+
+def test_the_chart_of_the_losses():
+    "A line a scheme, the mean over seeds; a band from the lowest to the highest; what is not finite ends it; what is far above leaves the panel"
+    df = losses(a=[[3,2,1],[3,3,3]], b=[[4,nan,1],[4,4,4]])
+    ax = plot_losses(df)
+    (xa,ya),(xb,yb) = (l.get_data() for l in ax.get_lines())
+    assert list(xa)==[1,2,3] and list(ya)==[3,2.5,2] and yb[0]==4 and np.isnan(yb[1]) and yb[2]==2.5
+    band = ax.collections[0].get_paths()[0].vertices
+    assert {(1.,3.),(2.,2.),(2.,3.),(3.,1.),(3.,3.)}<={tuple(o) for o in band.tolist()}
+    assert [t.get_text() for t in ax.get_legend().get_texts()]==['a','b'] and (ax.get_xlabel(),ax.get_ylabel())==('training step','loss')
+    low,high = ax.get_ylim()
+    assert (low,high)==pytest.approx((1-0.09, 4+0.09)) # 3 % of what there is
+    low,high = plot_losses(losses(a=[[3,2,1]], b=[[9,1e6,inf]])).get_ylim()
+    assert (low,high)==pytest.approx((1-0.15, 6+0.15)) # twice what the lowest began with
+    assert plot_losses(df, ax=ax) is ax
+
+def test_the_panels():
+    "One a rate, on the same axis; with one rate it is larger"
+    axs = InitComparison({}, {}, losses(a={1e-3:[[3,2]], 1e-2:[[3,1]], 1e-1:[[3,5]]})).plot()
+    assert [ax.get_title() for ax in axs]==['learning rate 0.001','learning rate 0.01','learning rate 0.1'] and len({ax.get_ylim() for ax in axs})==1
+    assert [list(ax.get_lines()[0].get_ydata()) for ax in axs]==[[3,2],[3,1],[3,5]] and len({ax.get_position().y0 for ax in axs})==1
+    axs = InitComparison({}, {}, losses(a={'slice(0.0001, 0.01, None)':[[3,2]]})).plot()
+    assert [ax.get_title() for ax in axs]==['slice(0.0001, 0.01, None)']
+
+def test_statistics_before_and_after():
+    learn = learner()
+    res = learn.compare_inits(['kaiming','lsuv'], steps=5, lrs=[1e-3,1e-1])
+    plt.close('all')
+    axs = res.plot_stats()
+    assert len(axs)==4 and [ax.get_title() for ax in axs]==['before training']*2+[f'after 5 steps at {res.table.index[0][1]}']*2
+    assert len(axs[0].figure.legends)==1
+    for ax,reports in ((axs[1],res), (axs[3],res.after[res.table.index[0][1]])):
+        assert {l.get_label():list(l.get_ydata()) for l in ax.get_lines() if len(l.get_xdata())==4}=={k:list(r.df['std']) for k,r in reports.items()}
+    axs = res.plot_stats(lr=1e-3)
+    assert axs[2].get_title()=='after 5 steps at 0.001' and not axs[0].get_xlabel() and axs[2].get_xlabel()
+
+@pytest.mark.parametrize('steps', [0,4])
+def test_progress(steps, monkeypatch):
+    "A bar, if the Learner has one; it says which training is running"
+    import fastinit.compare as compare
+    bars = []
+    class Bar:
+        def __init__(self, it, **kwargs): self.it,self.n,self.comments = list(it),0,[]; bars.append(self)
+        def __iter__(self):
+            for o in self.it:
+                self.n += 1
+                yield o
+        def __setattr__(self, k, v):
+            if k=='comment': self.comments.append(v)
+            else: vars(self)[k] = v
+    monkeypatch.setattr(compare, 'progress_bar', Bar)
+    learn = learner()
+    learn.compare_inits(['default','lsuv'], steps=steps)
+    assert not bars
+    learn.add_cb(ProgressCallback())
+    learn.compare_inits(['default','lsuv'], steps=steps, **(dict(lrs=[1e-3,1e-2], seeds=2) if steps else {}))
+    assert len(bars)==1 and len(bars[0].it)==bars[0].n==(2*2*2*4 if steps else 2)
+    assert bars[0].comments==([f'{n}, rate {lr}' for lr in (1e-3,1e-2) for _ in range(2) for n in ('default','lsuv')] if steps else [])
+
+def test_accelerators_lists():
+    "A process has one accelerator, which keeps what it prepared: a training has lists of its own, and all else in common"
+    from fastinit.compare import _with_own_lists
+    class Accelerator:
+        def __init__(self): self._models,self.state,self.names = [1],{'a':1},('x',)
+    a = Accelerator()
+    b = _with_own_lists(a)
+    b._models.append(2)
+    assert a._models==[1] and b._models==[1,2] and b.state is a.state and b.names==('x',) and type(b) is Accelerator
 
 @pytest.mark.parametrize('kwargs', [dict(steps=-1), dict(steps=3, seeds=0), dict(steps=3, lr=1e-3, lrs=[1e-2]), dict(steps=3, inits=['kaimng'])])
 def test_wrong_arguments(kwargs):

@@ -12,6 +12,7 @@ from fastai.basics import *
 from fastprogress.fastprogress import progress_bar
 import matplotlib.pyplot as plt
 import threading
+from numbers import Real
 from collections.abc import Iterable,Sequence
 from .tensors import *
 from .layers import *
@@ -109,6 +110,8 @@ def _one_training(learn, cb, lr, steps, seed, tick):
     with training_modes(new): return cb.report,init_stats(new.model, *xb, include_paramless=cb.include_paramless),losses
 
 # %% ../nbs/19_compare.ipynb #1e56aeca
+def _rate(lr): return f'{lr:g}' if isinstance(lr, float) else str(lr) # a slice
+
 class InitComparison(dict):
     "Name → `InitReport` before training, and what training made of it: `best` is one sentence, `table` has a row a scheme and rate, `losses` every step."
     def __init__(self,
@@ -140,7 +143,7 @@ class InitComparison(dict):
         "What had the lowest loss at its best rate, and by how much beyond the spread of the seeds; or that there is no clear difference"
         t = self.table.reset_index().drop_duplicates('scheme')
         rates,a = self.losses.lr.nunique()>1,t.iloc[0]
-        def _named(r): return r.scheme + (f' at {r.lr:g}' if rates else '')
+        def _named(r): return r.scheme + (f' at {_rate(r.lr)}' if rates else '')
         if not math.isfinite(a.loss): return 'every scheme diverged: try a lower learning rate'
         spread = f' ({a.lowest:.3g} to {a.highest:.3g})' if a.seeds>1 else ''
         lead = f'{_named(a)} has the lowest loss after {self.losses.step.max()} steps, {a.loss:.3g}{spread}'
@@ -186,7 +189,7 @@ def plot_losses(
 @patch
 def plot(self:InitComparison)->Sequence: # The axes, a panel a rate
     "Draw the losses, one panel a learning rate"
-    panels = {f'learning rate {lr:g}' if isinstance(lr, float) else str(lr): df for lr,df in self.losses.groupby('lr', sort=False)}
+    panels = {f'learning rate {_rate(lr)}': df for lr,df in self.losses.groupby('lr', sort=False)}
     size = (7,4) if len(panels)==1 else (max(3.2, 11/len(panels)),3.4)
     return plot_side_by_side(panels, plot_losses, ncols=min(3, len(panels)), size=size, sharey=True, ylim=_limits(self.losses))
 
@@ -246,7 +249,7 @@ def _compare_by_training(learn, cbs, steps, lrs, seeds, shown):
         for lr,seed,n in runs:
             if shown: bar.comment = f'{n}, rate {lr}'
             a,b,ls = _one_training(learn, _as_new(cbs[n]), lr, steps, seed, lambda: next(ticks, None))
-            rate = float(lr) if isinstance(lr, (int,float)) else str(lr)
+            rate = float(lr) if isinstance(lr, Real) else str(lr)
             losses += [dict(scheme=n, lr=rate, seed=seed, step=i+1, loss=l) for i,l in enumerate(ls)]
             if seed: continue
             a.scheme = b.scheme = n

@@ -241,6 +241,7 @@ def compare_inits(self:Learner,
 
 def _compare_by_training(learn, cbs, steps, lrs, seeds, shown):
     "Every one of `cbs` at every one of `lrs`, `seeds` times"
+    lrs = [float(o) if isinstance(o, Real) else o for o in lrs]
     runs = [(lr,seed,n) for lr in lrs for seed in range(seeds) for n in cbs]
     bar = progress_bar(range(len(runs)*steps), leave=False) if shown else range(len(runs)*steps)
     ticks,before,after,losses = iter(bar),{},{},[]
@@ -249,7 +250,7 @@ def _compare_by_training(learn, cbs, steps, lrs, seeds, shown):
         for lr,seed,n in runs:
             if shown: bar.comment = f'{n}, rate {lr}'
             a,b,ls = _one_training(learn, _as_new(cbs[n]), lr, steps, seed, lambda: next(ticks, None))
-            rate = float(lr) if isinstance(lr, Real) else str(lr)
+            rate = lr if isinstance(lr, float) else str(lr)
             losses += [dict(scheme=n, lr=rate, seed=seed, step=i+1, loss=l) for i,l in enumerate(ls)]
             if seed: continue
             a.scheme = b.scheme = n

@@ -1,6 +1,7 @@
 "Weights that must not be lost: whatever the optimizer, the wrapper, the scheme; and what there is to say where nothing can be done."
 import warnings
 import numpy as np, pandas as pd, pytest, torch
+import matplotlib.pyplot as plt
 from torch import nn
 from copy import deepcopy
 from functools import partial
@@ -29,6 +30,7 @@ def _quiet():
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         yield
+    plt.close('all')
 
 # Trained with any optimizer
 

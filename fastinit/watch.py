@@ -45,7 +45,8 @@ class _StepStats(LayerStats):
         with torch._C.DisableTorchFunction():
             v = o.detach()
             std,mean = self.moments(v)
-            self.step[n] = dict(type=type(m).__name__, shape=tuple(v.shape), mean=abs(mean) if v.is_complex() else mean, std=std,
+            if v.is_complex(): mean = abs(mean)
+            self.step[n] = dict(type=type(m).__name__, shape=tuple(v.shape), mean=mean, std=std,
                                 near_zero=near_zero(spread_sample(v)), grad_std=math.nan)
         if o.requires_grad: o.register_hook(partial(self.grad, self.step[n]))
 
@@ -57,7 +58,8 @@ _columns = ('mean','std','near_zero','grad_std')
 
 def _column(vals, device):
     "Numbers, or small tensors on `device`, as one vector there"
-    if not any(isinstance(v, Tensor) for v in vals): return torch.tensor(vals, dtype=torch.float if device.type=='mps' else torch.double, device=device)
+    if not any(isinstance(v, Tensor) for v in vals):
+        return torch.tensor(vals, dtype=torch.float if device.type=='mps' else torch.double, device=device)
     return torch.stack([torch.as_tensor(v, dtype=torch.float, device=device) for v in vals])
 
 def _together(pool, ns, values, loss):
@@ -71,7 +73,9 @@ def _together(pool, ns, values, loss):
     return n,torch.stack([m, var.sqrt(), _mean(near), _mean(grad**2).sqrt()], -1),np.mean(pool.gather(loss.detach().double().mean()))
 
 class Watched:
-    "What every layer gave over the first training steps: `df` has a row a layer and step, `loss` that of each step, `summary` is one sentence."
+    """What every layer gave over the first training steps.
+
+    `df` has one row per layer and step, `loss` one number per step, `summary` is one sentence."""
     def __init__(self,
         target:float=1., # The std aimed at
         targets:dict|None=None, # Dotted name → target of its own
@@ -81,10 +85,12 @@ class Watched:
         self.steps,self.losses,self.layers,self._df = [],[],{},None
 
     def __len__(self): return len(self.steps)
-    def __getstate__(self): return {**self.__dict__, 'steps':[(names, ns.cpu(), vs.cpu()) for names,ns,vs in self.steps], 'losses':list(self.loss)}
+    def __getstate__(self):
+        steps = [(names, ns.cpu(), vs.cpu()) for names,ns,vs in self.steps]
+        return {**self.__dict__, 'steps':steps, 'losses':list(self.loss)}
 
     def add(self,
-        rows:dict, # Dotted name → what the layer gave in this step, in order of execution: type, shape, mean, std, near_zero, grad_std
+        rows:dict, # Dotted name → type, shape, mean, std, near_zero, grad_std of a layer in this step, in order of execution
         loss:float|Tensor, # Of this step
         scale:float|Tensor=1., # What the loss was multiplied by on the way to the gradients
         pool:Pool|None=None, # Of several processes
@@ -108,8 +114,8 @@ class Watched:
         return self.losses
 
     @property
-    def df(self)->pd.DataFrame: # step (the first training batch is 1), layer, type, shape, mean, std, near_zero, grad_std, target, status
-        "One row a step and layer, the layers in order of execution"
+    def df(self)->pd.DataFrame: # step (from 1), layer, type, shape, mean, std, near_zero, grad_std, target, status
+        "One row per step and layer, the layers in order of execution"
         if self._df is None or self._df.step.max()<len(self): self._df = self._table()
         return self._df
 
@@ -124,13 +130,15 @@ class Watched:
 
     def first_step(self)->pd.DataFrame: # As the table of an `InitReport`
         "What the layers gave for the first training batch"
-        return self.df[self.df.step==1][['layer','type','shape','mean','std','near_zero','status']].reset_index(drop=True)
+        first = self.df[self.df.step==1].reset_index(drop=True)
+        return first[['layer','type','shape','mean','std','near_zero','status']]
 
     def grid(self,
         col:str, # A column of `df`
     )->pd.DataFrame: # A row a layer, a column a step
         "One column of the table, layer × step"
-        return self.df.pivot(index='layer', columns='step', values=col).reindex(index=list(self.layers), columns=range(1, len(self)+1))
+        table = self.df.pivot(index='layer', columns='step', values=col)
+        return table.reindex(index=list(self.layers), columns=range(1, len(self)+1))
 
 # %% ../nbs/16_watch.ipynb #1dbede34
 _verbs = {'not finite':'gone to NaN or inf', 'dead':'died', 'exploding':'exploded', 'vanishing':'vanished'}
@@ -139,17 +147,18 @@ def _layer_changes(status):
     "(status, first step, last step if it is over) of what is wrong with one layer, from its status by step"
     steps,status = list(status),list(status.values())
     well = [i for i,o in enumerate(status) if o not in _verbs]
-    if status[-1] in _verbs and not (status[0]=='zero' and status[-1]=='vanishing'): yield status[-1],steps[well[-1]+1 if well else 0],None
+    fine = status[-1] not in _verbs or status[0]=='zero' and status[-1]=='vanishing' # zero by design grows slowly
+    if not fine: yield status[-1],steps[well[-1]+1 if well else 0],None
     burst = [i for i,o in enumerate(status) if o in ('exploding','not finite')]
     if not burst or status[-1] in ('exploding','not finite'): return
     over = next(i for i in range(burst[0], len(status)) if i not in burst)
     yield status[burst[0]],steps[burst[0]],steps[over-1]
 
 @patch(as_prop=True)
-def changes(self:Watched)->pd.DataFrame: # layer, status, first: the step at which that began (1: from the start), last: at which it ended, if it did
-    "What went wrong in which layer, and when; first what still is at the last step, the worst kind first, then the earliest"
-    of = {n:{} for n in self.layers}
-    for step,n,status in zip(self.df.step.tolist(), self.df.layer, self.df.status): of[n][step] = status # of the steps in which it was called
+def changes(self:Watched)->pd.DataFrame: # layer, status, first and last: the steps in which it began and ended, if it did
+    "What went wrong in which layer, and when; first what still is so at the last step, the worst kind first"
+    of = {n:{} for n in self.layers} # status by step, of the steps in which it was called
+    for step,n,status in zip(self.df.step.tolist(), self.df.layer, self.df.status): of[n][step] = status
     res = [(n,kind,start,end) for n,s in of.items() if s for kind,start,end in _layer_changes(s)]
     res.sort(key=lambda o: (o[3] is not None, list(_verbs).index(o[1]), o[2]))
     return pd.DataFrame(res, columns=['layer','status','first','last']).astype(dict(last='Int64'))
@@ -173,11 +182,13 @@ def __repr__(self:Watched): return self.summary
 
 # %% ../nbs/16_watch.ipynb #b8b4be2f
 def _picture(ax, ratio, gone, names, title):
-    "log10 of `ratio`, layer × step: blue is too small, red too large, black not finite (`gone`), grey is exactly 0 or was not recorded"
+    """log10 of `ratio`, layer × step: blue is too small, red too large, black not finite (`gone`), grey exactly 0 or not
+    recorded"""
     with np.errstate(divide='ignore'): v = np.log10(ratio.to_numpy(dtype=float))
     v = np.where(gone | np.isposinf(v), 3, np.where(np.isfinite(v), v.clip(-2, 2), np.nan))
     cmap = plt.get_cmap('RdBu_r').with_extremes(over='black', bad='0.8')
-    im = ax.imshow(v, aspect='auto', interpolation='nearest', cmap=cmap, vmin=-2, vmax=2, extent=(0.5, v.shape[1]+0.5, len(names)-0.5, -0.5))
+    extent = 0.5,v.shape[1]+0.5,len(names)-0.5,-0.5
+    im = ax.imshow(v, aspect='auto', interpolation='nearest', cmap=cmap, vmin=-2, vmax=2, extent=extent)
     step = max(1, -(-len(names)//30))
     ax.set_yticks(range(0, len(names), step), [n if len(n)<=22 else '…'+n[-21:] for n in names[::step]], fontsize=8)
     ax.set_xlabel('training step')
@@ -210,7 +221,9 @@ def plot_watched(
     watched:Watched|InitReport, # The steps, or a report that has them
     figsize:tuple|None=None, # Inches; None to fit the number of layers
 )->Sequence: # The axes: outputs, gradients, loss
-    "Layer × step: std of every output over its target, and beside it std of the gradient over the median of the first step; the loss along the top; layers that are not well, by name. Raises `ValueError` where nothing was watched."
+    """Layer × step: std of every output over its target, and std of the gradient over the median of the first step.
+
+    Along the top the loss, and the layers that are not well. Raises `ValueError` where nothing was watched."""
     w = watched.watched if isinstance(watched, InitReport) else watched
     if not w: raise ValueError('no steps were watched: `InitCallback(…, watch=50)` or `learn.watch_init(50)`, then fit')
     if not w.layers: raise ValueError('none of the layers was called in the steps that were watched')
@@ -272,7 +285,8 @@ class WatchCallback(Callback):
     def before_batch(self)->None:
         "Hook the layers for this step"
         if self.on: self.step_stats.end()
-        if not self.training or len(self.watched)>=self.n or 'lr_finder' in vars(self.learn): return # which puts the weights back
+        if not self.training or len(self.watched)>=self.n: return
+        if 'lr_finder' in vars(self.learn): return # which puts the weights back
         if self.step_stats is None: self.step_stats = _StepStats(unwrap(self.model), self.include_paramless)
         self.step_stats.begin()
 
@@ -283,13 +297,14 @@ class WatchCallback(Callback):
     def begun(self, model:nn.Module)->Watched:
         "The record, with what is known of the model before its first step"
         report = vars(self.learn).get('_init_report')
-        zero = zero_layers({n:m for m,n in layer_names(model).items() if isinstance(getattr(m,'weight',None), Tensor)}, gains=True)
+        weighted = {n:m for m,n in layer_names(model).items() if isinstance(getattr(m, 'weight', None), Tensor)}
+        zero = zero_layers(weighted, gains=True)
         if report is None: return Watched(zero=zero)
         targets = dict(zip(report.df.layer, report.df.target)) if 'target' in report.df else {}
         return Watched(report.target, {n:t for n,t in targets.items() if not math.isnan(t)}, zero)
 
     def after_loss(self)->None:
-        "Mixed precision and accumulation multiply the loss after this: see by how much, to take it out of the gradients"
+        "See by how much mixed precision and accumulation multiply the loss after this, to take it out of the gradients"
         if self.on and not len(self.yb): self.step_stats.end() # no targets, no step
         if not self.on or not self.learn.loss_grad.requires_grad: return
         self.learn.loss_grad.register_hook(lambda g: setattr(self.step_stats, 'scale', g.detach().sum()))
@@ -300,13 +315,16 @@ class WatchCallback(Callback):
         if not self.on: return
         stats = self.step_stats
         stats.end()
-        self.watched.add(stats.step, self.learn.loss.detach().mean(), stats.scale, Pool(unwrap(self.model)), [stats.names[m] for m in stats.modules])
+        loss,names = self.learn.loss.detach().mean(),[stats.names[m] for m in stats.modules]
+        self.watched.add(stats.step, loss, stats.scale, Pool(unwrap(self.model)), names)
         if len(self.watched)==1: self.tell()
 
     def tell(self)->None:
         "Make the record part of the Learner's report, or make a report of its first step"
         report = vars(self.learn).get('_init_report')
-        if report is None: report = self.learn._init_report = InitReport(self.watched.first_step, notes=['measured on the first training batch'])
+        if report is None:
+            report = InitReport(self.watched.first_step, notes=['measured on the first training batch'])
+            self.learn._init_report = report
         report.watched = self.watched
 
     def after_fit(self)->None:
@@ -320,6 +338,8 @@ def watch_init(self:Learner,
     *,
     include_paramless:bool=False, # Also watch modules without parameters, such as ReLU
 )->Learner: # Itself
-    "Watch the next `n` training steps; `init_report().plot_steps()` then shows them. The training stays the same to the bit."
+    """Watch the next `n` training steps; `init_report().plot_steps()` then shows them.
+
+    The training stays the same to the bit."""
     self.remove_cb(WatchCallback)
     return self.add_cb(WatchCallback(n, include_paramless=include_paramless))

@@ -81,7 +81,7 @@ def _run(experiment, out, settings, given, best_of, command):
 
 @call_parse
 def main(
-    experiment:str, # Section of the settings (simple, xresnet50, xresnet50_bn, …), which has what is not given here
+    experiment:str, # Section of the settings (simple, xresnet50, xresnet50_bn and more), which has what is not given here
     out:str='results', # Folder for results.csv and the charts; what is done in it already is not repeated
     settings:str|None=None, # File of experiments, whose values the options below replace; default: those of the package
     model:str|None=None, # simple_convnet, convnet10 (20, 50), xresnet18 (34, 50, 101), with _bn or _affine

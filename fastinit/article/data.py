@@ -65,8 +65,8 @@ def fashion_mnist(
     n_valid:int=0, # Images to validate on, at most 10,000; 0 for all
     path:str|Path|None=None, # Folder that holds the four files, at any depth; None to look in `fashion_paths`
 )->DataLoaders: # Images of shape (bs, 3, size, size) with mean 0 and std 1, classes 0–9
-    """Fashion-MNIST, or any set in MNIST's format: its training images to train, its test images to validate, or the same
-    few of them each time; raises `FileNotFoundError` that says where to get it."""
+    """Fashion-MNIST, or any set in MNIST's format: its training images to train, its test images to validate, or the
+    same few of them each time; raises `FileNotFoundError` that says where to get it."""
     path = first(p for p in (fashion_paths if path is None else [path]) if _idx_file(p, 'train-images-idx3'))
     if path is None: raise FileNotFoundError(_no_fashion_mnist)
     def _parts(kind): return [_read_idx(_idx_file(path, f'{part}-{kind}')) for part in ('train','t10k')]
@@ -103,8 +103,8 @@ def image_folder(
     n_train:int=0, # Images to train on; 0 for all
     n_valid:int=0, # Images to validate on; 0 for all
 )->DataLoaders: # Images of shape (bs, 3, size, size), normalized by ImageNet's mean and std on the device
-    """Any images in folders named by class; the split is always the same, and there is no augmentation. They are kept in
-    memory if they fit in `in_memory` bytes, else decoded by workers; raises `FileNotFoundError` if there are none."""
+    """Any images in folders named by class; the split is always the same, and there is no augmentation. They are kept
+    in memory if they fit in `in_memory` bytes, else decoded by workers; raises `FileNotFoundError` if there are none."""
     path,files = Path(path),get_image_files(path).sorted()
     if not files: raise FileNotFoundError(f'no images in {path}: pass a folder that holds one folder of images a class')
     valid = first(d for d in ('val','valid','test') if (path/'train').is_dir() and (path/d).is_dir())

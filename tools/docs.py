@@ -126,7 +126,7 @@ def number(text):
     text = html.unescape(text).strip()
     if not re.fullmatch(r'[-+−]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( ?%)?|[-+]?nan|[-+]?inf|–', text): return None
     if not re.fullmatch(r'[-+]?\d*\.\d{2,}', text): return text
-    short = f'{float(text):.3g}'
+    short = f'{float(text) + 0:.3g}' # + 0: no −0
     return f'{float(text):.0f}' if 'e+' in short else short if len(short)<len(text) else text
 
 def cell(m):

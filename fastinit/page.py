@@ -62,7 +62,7 @@ def _repr_html_(self:InitReport):
     "Summary, charts and table for a notebook; the charts are left out while an open figure shows them already"
     imgs,alt = '','Chart of the report, layer by layer: '
     if not plt.fignum_exists(getattr(getattr(self,'fig',None), 'number', None) or -1):
-        imgs = ''.join(f'<img style="max-width:100%" alt="{alt}{", ".join(a.get_ylabel() for a in f.axes[:2])}" src="data:image/png;base64,{base64.b64encode(_saved(f, format="png", dpi=80)).decode()}"/>' for f in _charts(self))
+        imgs = ''.join(f'<img style="max-width:100%" alt="{alt}{", ".join(a.get_ylabel() for a in f.axes[:2])}" src="data:image/png;base64,{base64.b64encode(_saved(f, format="png", dpi=90)).decode()}"/>' for f in _charts(self))
     return _text(self) + imgs + _table(self, compact_columns)
 
 # %% ../nbs/17_page.ipynb #89fdaf2c

@@ -159,7 +159,7 @@ def images(out):
         if not src: return m[0]
         width,height = png_size(out/src[1])
         if (asked := re.search(r' width="(\d+)"', m[0])) and int(asked[1])<width: width,height = int(asked[1]),round(height*int(asked[1])/width)
-        img = re.sub(r' (?:width|height|loading)="[^"]*"', '', m[0])
+        img = re.sub(r' (?:width|height|loading|style)="[^"]*"', '', m[0])
         img = img.replace('<img', f'<img loading="lazy" width="{width}" height="{height}" style="--w:{width}px"', 1)
         return f'<span class="chart" tabindex="0">{img}</span>'
     for f in out.glob('*.html'):

@@ -33,11 +33,12 @@ def cannot_ask(
     "Why `dl` cannot give a batch without a trace."
     if isinstance(dl, (list,tuple)): return '' # of batches
     data = getattr(dl, 'dataset', None)
-    if isinstance(data, IterableDataset) or hasattr(data, '__next__'): return 'its data set is a stream'
-    if isinstance(dl, DataLoader): return '' if getattr(dl, 'indexed', True) or hasattr(data, '__getitem__') else 'its data set is a stream'
+    stream = 'its data set is a stream'
+    if isinstance(data, IterableDataset) or hasattr(data, '__next__'): return stream
+    if isinstance(dl, DataLoader): return '' if getattr(dl, 'indexed', True) or hasattr(data, '__getitem__') else stream
     if not isinstance(dl, TorchDataLoader): return f'it is a {type(dl).__name__}'
     if type(dl).__iter__ is not TorchDataLoader.__iter__: return f'{type(dl).__name__} has an `__iter__` of its own'
-    if dl.generator is not None or getattr(dl.sampler, 'generator', None) is not None: return 'it has a generator of its own'
+    if not (dl.generator is None and getattr(dl.sampler, 'generator', None) is None): return 'it has a generator of its own'
     if dl.batch_size is None and dl.batch_sampler is not None: return 'it has a batch sampler of its own'
     if type(dl.sampler) not in (RandomSampler,SequentialSampler): return 'it has a sampler of its own'
     return 'it has a `worker_init_fn`' if dl.worker_init_fn else ''
@@ -152,7 +153,8 @@ def stand_in(
     learn:Learner, # As it is before training
     cbs:Iterable, # Callbacks of it
 )->Learner: # With copies of `cbs` alone; model, data, loss and optimizer are those of `learn`
-    "A Learner at its first training batch, in which callbacks act without leaving a trace in `learn`; raises `NotYet` if one cannot be copied."
+    """A Learner at its first training batch, in which callbacks act without leaving a trace in `learn`;
+    raises `NotYet` if one cannot be copied."""
     res = copy(learn)
     dl = learn.dls.train
     vars(res).update(cbs=L(), training=True, iter=0, epoch=0, train_iter=0, pct_train=0., dl=dl)
@@ -188,7 +190,9 @@ def in_dtype(
 )->tuple: # Inputs
     "Half precision only where the model has it"
     if dtype==torch.half: return to_half(xb)
-    return apply(lambda o: o.float() if isinstance(o, Tensor) and o.dtype in (torch.half,torch.bfloat16) else o, xb) if dtype==torch.float else xb
+    if dtype!=torch.float: return xb
+    def _float(o): return o.float() if isinstance(o, Tensor) and o.dtype in (torch.half,torch.bfloat16) else o
+    return apply(_float, xb)
 
 def as_given(
     learn:Learner, # Whose callbacks act
@@ -229,37 +233,40 @@ def training_modes(
 def training_batch(
     learn:Learner, # Not in training
 )->tuple: # (inputs, targets)
-    "The first training batch of `learn`, or one like it, as the model will get it; nothing is moved. Raises `NotYet` where there is none without a trace, `InitError` where there is none at all."
+    """The first training batch of `learn`, or one like it, as the model will get it; nothing is moved.
+    Raises `NotYet` where there is none without a trace, `InitError` where there is none at all."""
     dl = learn.dls.train
     with no_random(42+rank_distrib()), unmoved_data(dl):
         b = draw(dl)
-        if b is None: raise InitError('the training DataLoader gives no batch: it is empty, or has fewer items than a batch and drops the last')
-        return as_given(learn, b)
+        if b is not None: return as_given(learn, b)
+    raise InitError('the training DataLoader gives no batch: it is empty, or has fewer items than a batch and drops the last')
 
 def agreed_batch(
     learn:Learner, # Not in training
 )->tuple: # Inputs
-    "Those of `training_batch`; of several processes all raise if one has none. Raises `NotYet`, too, where a callback may change the modes of modules."
+    """Those of `training_batch`; of several processes all raise if one has none.
+    Raises `NotYet`, too, where a callback may change the modes of modules."""
     setter,xb = first(cb for cb in learn.cbs if _sets_modes(cb)),()
     why = f'{setter} puts modules in evaluation mode' if setter else ''
     with Pool(unwrap(learn.model)) as pool:
         try: xb = training_batch(learn)[0]
         except NotYet as e: why = why or str(e)
-        if pool.size>1 and any(n for n,*_ in pool.exchange('the batch', n=float(bool(why)))): why = why or 'another process has no batch before training begins'
+        if pool.size>1 and any(n for n,*_ in pool.exchange('the batch', n=float(bool(why)))):
+            why = why or 'another process has no batch before training begins'
     if why: raise NotYet(why)
     return xb
 
 def inputs_targets(
     learn:Learner, # Not in training
 )->tuple: # (inputs, targets)
-    "A training batch for a measurement: that of `training_batch`; where there is none, one is taken, and a warning says so."
+    "A batch for a measurement: that of `training_batch`; where there is none, one is taken, and a warning says so."
     try: return training_batch(learn)
     except NotYet as e: why = str(e)
     dl = learn.dls.train
-    generators = {id(g):g for o in (dl, getattr(dl, 'sampler', None)) if isinstance(g := getattr(o, 'generator', None), torch.Generator)}
-    states = {k:g.get_state() for k,g in generators.items()}
+    generators = {getattr(o, 'generator', None) for o in (dl, getattr(dl, 'sampler', None))}
+    states = {g:g.get_state() for g in generators if isinstance(g, torch.Generator)}
     with no_random(42+rank_distrib()), unmoved_data(dl): b = first(dl)
-    for k,g in generators.items(): g.set_state(states[k])
+    for g,state in states.items(): g.set_state(state)
     warnings.warn(f'{why}. A batch was taken all the same, as the DataLoader gives it', stacklevel=3)
     if b is None: raise InitError('the training DataLoader gives no batch: it is empty')
     return as_given(learn, b, cbs=())
@@ -274,9 +281,11 @@ def first_batch(
 def loss_with_callbacks(
     learn:Learner, # Not in training
 )->Callable: # `f(pred, *yb)`
-    "The loss as `learn` takes it: what its callbacks do in `after_pred` and `after_loss` included, with no trace in them."
-    events = ('after_pred','after_loss')
-    twin = stand_in(learn, [cb for cb in learn.cbs.sorted('order') if any(speaks_of(cb, o, 'pred', 'loss', 'loss_grad') for o in events) and type(cb).__module__!='fastai.learner'])
+    "The loss as `learn` takes it, with what its callbacks do in `after_pred` and `after_loss`; no trace is left in them."
+    def _changes(cb):
+        if type(cb).__module__=='fastai.learner': return False
+        return any(speaks_of(cb, o, 'pred', 'loss', 'loss_grad') for o in ('after_pred','after_loss'))
+    twin = stand_in(learn, [cb for cb in learn.cbs.sorted('order') if _changes(cb)])
     def _loss(pred, *yb):
         def _tell(event):
             for cb in twin.cbs: _act(twin, cb, event)

@@ -52,11 +52,12 @@ def chosen_and_kept(
 
 def _misfit(e):
     "Did the model fail on the batch?"
-    return isinstance(e, InitError) and e.__cause__ is not None or isinstance(e, (AssertionError,AttributeError,KeyError))
+    if isinstance(e, InitError): return e.__cause__ is not None
+    return isinstance(e, (AssertionError,AttributeError,KeyError))
 
 # %% ../nbs/18_callback.ipynb #5169500f
 def _predicts():
-    "Is this `before_fit` that of `validate`, `get_preds` or `with learn`, all in `Learner.__enter__`, or of `tta`? Nothing else tells"
+    "Is this `before_fit` that of `validate`, `get_preds` or `with learn`, or of `tta`? Nothing but the caller tells"
     codes = {Learner.__enter__.__code__, Learner.tta.__code__}
     return any(f.f_code in codes for f,_ in traceback.walk_stack(None))
 
@@ -67,7 +68,8 @@ class InitCallback(Callback):
         learn = Learner(dls, model, cbs=InitCallback('xavier'))
         learn.fit_one_cycle(3) # initializes, then trains
 
-    `learn.init_report()` shows what it did. Frozen, loaded and pretrained layers keep their weights, unless `force=True`; `layers` chooses some.
+    `learn.init_report()` shows what it did. `layers` chooses some layers.
+    Frozen, loaded and pretrained layers keep their weights, unless `force=True`.
     With `watch=50`, `learn.init_report().plot_steps()` then shows what the first 50 training steps made of it.
     """
     report:InitReport|None # What the layers gave
@@ -105,7 +107,7 @@ class InitCallback(Callback):
         return self._learn
     @learn.setter
     def learn(self, learn:Learner|None)->None:
-        "Remember what the weights were when the callback was added, to tell loaded ones later; in another Learner, begin anew"
+        "Remember what the weights were when the callback was added, to know loaded ones; in another Learner, begin anew"
         old,self._learn = self._learn,learn
         if learn is None or learn is old: return
         if old is not None: self.leave(old)
@@ -134,7 +136,7 @@ class InitCallback(Callback):
             if isinstance(cb, InitCallback): cb.notice_old_weights()
         if self.done or self.learn.opt is None or _predicts(): return
         self.late,self.was = '',None
-        self.kept = {} if self.force else kept_params(self.learn, {**self.seen, **vars(self.learn).get('_init_known', {})})
+        self.kept = {} if self.force else kept_params(self.learn, {**self.seen, **self.known()})
         try:
             if belated: raise NotYet('an earlier fit ended before its first batch')
             xb = agreed_batch(self.learn)
@@ -145,17 +147,24 @@ class InitCallback(Callback):
             self.wait(f'a batch drawn beforehand does not fit the model: {e}')
         if self.watch: self.learn.watch_init(self.watch, include_paramless=self.include_paramless)
 
+    def known(self)->dict:
+        "What initializations gave this Learner's parameters, as `remember` has it"
+        return vars(self.learn).get('_init_known', {})
+
     def initialize(self, xb:tuple)->None:
         "Initialize on `xb`, and keep the report"
         model = unwrap(check_model(self.learn.model))
         todo = chosen_and_kept(model, self.layers, self.force, self.kept)
-        if not todo and not todo.left: warnings.warn(f'{type(model).__name__} has no layer that {scheme_name(self.scheme)} initializes by itself: choose with `layers=`', stacklevel=2)
+        if not todo and not todo.left:
+            text = f'has no layer that {scheme_name(self.scheme)} initializes by itself: choose with `layers=`'
+            warnings.warn(f'{type(model).__name__} {text}', stacklevel=2)
         self.report = init_split(model, self.scheme, xb, todo, self.include_paramless, **self.options())
         self.learn._init_report,self.done,self.unchecked = self.report,True,True
         differ = differs_in_training(model)
-        if differ: self.report.notes.append(f"measured as in evaluation, and otherwise in training: {', '.join(differ)}")
-        mine = {m:v for m,v in remember(model).items() if not any(id(p) in self.kept for p in m._parameters.values())}
-        self.learn._init_known = {**self.seen, **vars(self.learn).get('_init_known', {}), **mine} # not 'loaded' to others, or later
+        if differ: self.report.notes.append(f"measured as in evaluation; different in training: {', '.join(differ)}")
+        def _mine(m): return not any(id(p) in self.kept for p in m._parameters.values())
+        mine = {m:v for m,v in remember(model).items() if _mine(m)}
+        self.learn._init_known = {**self.seen, **self.known(), **mine} # not 'loaded' to others, or later
         self.kept = {}
         if not self.late: self.seen = {}
 
@@ -170,7 +179,7 @@ def wait(self:InitCallback,
 )->None:
     "Initialize at the first training batch, after all other callbacks"
     self.late,self.order = why,self.order+1000
-    self.was = remember(self.learn.model),vars(self.learn).get('_init_known', {})
+    self.was = remember(self.learn.model),self.known()
 
 @patch
 def notice_old_weights(self:InitCallback)->None:
@@ -182,16 +191,22 @@ def notice_old_weights(self:InitCallback)->None:
     self.late,self.was = '',None
 
 @patch
+def initialize_late(self:InitCallback)->None:
+    "Initialize on the batch that is about to be trained on"
+    model = self.learn.model
+    p = first(model.parameters())
+    with torch.autocast(p.device.type, enabled=False): self.initialize(in_dtype(tuple(self.learn.xb), p.dtype))
+    if not changed_params(model, self.was[0]): self.was = None
+    vars(self).pop('order', None)
+    self.report.notes.insert(0, 'initialized at the first training batch; callbacks that copied the weights before that '
+                                f'have the old ones: {self.late}')
+
+@patch
 def before_batch(self:InitCallback)->None:
     "Initialize, if there was no batch before; and look at what the first one gives in the layers"
-    model = self.learn.model
-    if self.late and not self.done:
-        p = first(model.parameters())
-        with torch.autocast(p.device.type, enabled=False): self.initialize(in_dtype(tuple(self.learn.xb), p.dtype))
-        if not changed_params(model, self.was[0]): self.was = None
-        vars(self).pop('order', None)
-        self.report.notes.insert(0, f'initialized at the first training batch, on which callbacks that copied the weights before have the old ones: {self.late}')
-    if self.unchecked and self.report is vars(self.learn).get('_init_report') and can_watch(model): self.stats = FirstBatch(model)
+    if self.late and not self.done: self.initialize_late()
+    mine = self.report is vars(self.learn).get('_init_report')
+    if self.unchecked and mine and can_watch(self.learn.model): self.stats = FirstBatch(self.learn.model)
     self.unchecked = False
 
 @patch
@@ -213,8 +228,10 @@ class KaimingCallback(InitCallback):
         learn = Learner(dls, model, cbs=KaimingCallback(nonlinearity='auto'))
         learn.fit_one_cycle(3) # initializes, then trains
 
-    `nonlinearity` names the activation for all layers, or 'auto': the one that feeds each layer; `a` is the slope of a leaky ReLU.
-    `mode`: 'fan_in' or 'fan_out'; `distribution`: 'normal' or 'uniform'. `layers`, `force`, `include_paramless` and `watch` are those of `InitCallback`.
+    `nonlinearity` names the activation for all layers, or 'auto': the one that feeds each layer.
+    `a` is the slope of a leaky ReLU.
+    `mode`: 'fan_in' or 'fan_out'; `distribution`: 'normal' or 'uniform'.
+    `layers`, `force`, `include_paramless` and `watch` are those of `InitCallback`.
     """
     @delegates(kaiming_, but=['force'])
     def __init__(self,
@@ -234,13 +251,16 @@ class LSUVCallback(InitCallback):
         learn.fit_one_cycle(3) # one batch gives every layer mean 0 and std 1, then it trains
 
     `learn.init_report()` shows what it did, `learn.lsuv.report.df` is the table.
-    `layers` chooses: types, dotted names, modules, a function of name and module. Frozen, loaded and pretrained layers keep their weights, unless `force=True`.
+    `layers` chooses: types, dotted names, modules, a function of name and module.
+    Frozen, loaded and pretrained layers keep their weights, unless `force=True`.
     `pre` runs first: 'kaiming', 'orthogonal' (the paper), any other of `schemes`, or None to keep the weights.
-    `std` is the target, `tol` how near is near enough; `center` also takes the mean out, where there is a bias; 'channel': that of each channel. `verify=False` leaves out the pass that measures, and corrects again what is off.
-    `at='activation'` makes both right after the activation that follows a layer, in `max_iter` steps at most where it is no ReLU.
-    `branch_scale=0` silences residual branches until the first step, 'auto' lets all of them together add a variance of 1 to the stream.
+    `std` is the target, `tol` how near is near enough. `center` also takes the mean out, where there is a bias;
+    'channel': that of each channel. `verify=False` leaves out the second pass, which measures.
+    `at='activation'` makes both right after the activation that follows a layer, in up to `max_iter` steps.
+    `branch_scale=0` silences residual branches until the first step, 'auto' lets all of them add a variance of 1.
     `watch=50` also looks at the first 50 training steps: `learn.init_report().plot_steps()`.
-    `include_paramless` also lists ReLUs and other modules without parameters. Raises `InitError`, with every weight as it was, where a layer gives NaN or inf.
+    `include_paramless` also lists ReLUs and other modules without parameters.
+    Raises `InitError`, with every weight as it was, where a layer gives NaN or inf.
     """
     order = InitCallback.order+1 # the article's conclusion: Kaiming, then LSUV
     @delegates(lsuv_, but=['force'])
@@ -273,15 +293,18 @@ def init_report(self:Learner,
     hist:bool=False, # Also the histogram of each layer, of the model as it is now
     grads:bool=False, # Also the std of the loss's gradient at each layer, of the model as it is now
     **kwargs
-)->InitReport: # What an initialization recorded before training; with `hist` or `grads`, or where nothing was recorded, the model as it is now
-    "Draw mean and std of every layer on one training batch, and return the report; the model, its gradients and the data order stay as they are."
+)->InitReport: # What an initialization recorded before training; else, and with `hist` or `grads`, the model as it is now
+    """Draw mean and std of every layer on one training batch, and return the report.
+    The model, its gradients and the data order stay as they are."""
     report = None if hist or grads else vars(self).get('_init_report')
     if report is None:
         model,(xb,yb) = check_model(self.model),inputs_targets(self)
         with training_modes(self):
             report = init_stats(model, *xb, include_paramless=include_paramless)
             if hist: report.hists = layer_hists(model, *xb, include_paramless=include_paramless)
-            if grads: report.df['grad_std'] = report.df.layer.map(_grads(self, xb, yb, include_paramless=include_paramless))
+            if grads:
+                stds = _grads(self, xb, yb, include_paramless=include_paramless)
+                report.df['grad_std'] = report.df.layer.map(stds)
     report.plot(**kwargs)
     if hist: plot_hists(report)
     if grads: plot_grads(report)

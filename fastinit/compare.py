@@ -12,6 +12,7 @@ from fastai.basics import *
 from fastprogress.fastprogress import progress_bar
 import matplotlib.pyplot as plt
 import threading
+from numbers import Real
 from collections.abc import Iterable,Sequence
 from .tensors import *
 from .layers import *
@@ -38,7 +39,8 @@ def _named_inits(inits):
             while n in res: n = f'{_init_name(o)} {(i := i+1)}'
             res[n] = o
     for n,o in res.items():
-        if isinstance(o, type) and issubclass(o, Callback): raise TypeError(f"'{n}' is a class: pass a callback, `{o.__name__}()`, or the name of a scheme")
+        if isinstance(o, type) and issubclass(o, Callback):
+            raise TypeError(f"'{n}' is a class: pass a callback, `{o.__name__}()`, or the name of a scheme")
         if not isinstance(o, InitCallback): check_scheme(o, {})
     return res
 
@@ -47,18 +49,22 @@ def _compare_on_a_batch(learn, inits, layers, include_paramless, shown):
     model,xb,reports = check_model(learn.model),first_batch(learn),{}
     values = [*model.parameters(), *(m.sub for m in model.modules() if isinstance(m, GeneralReLU))]
     for n,o in progress_bar(list(inits.items()), leave=False) if shown else inits.items():
-        scheme,options = (o.scheme, dict(o.kwargs, layers=o.layers, force=o.force)) if isinstance(o, InitCallback) else (o, dict(layers=layers))
-        with training_modes(learn), all_or_nothing(values, keep=False): reports[n] = init_(model, scheme, *xb, include_paramless=include_paramless, **options)
+        scheme,options = o,dict(layers=layers)
+        if isinstance(o, InitCallback): scheme,options = o.scheme,dict(o.kwargs, layers=o.layers, force=o.force)
+        with training_modes(learn), all_or_nothing(values, keep=False):
+            reports[n] = init_(model, scheme, *xb, include_paramless=include_paramless, **options)
         reports[n].scheme = n
     return reports
 
 # %% ../nbs/19_compare.ipynb #9f95c0b6
-_shows = {f'fastai.callback.{o}' for o in 'hook progress tracker schedule tensorboard wandb comet neptune captum azureml'.split()}
+_shows = 'hook progress tracker schedule tensorboard wandb comet neptune captum azureml'.split()
+_shows = {f'fastai.callback.{o}' for o in _shows}
 _of_a_fit = {'lock','opt','loss','loss_grad','smooth_loss','final_record','pred','xb','yb','dl','cbs','dls','_metrics'}
 
 def _takes_part(cb):
     "Does `cb` have a part in a training step?"
-    return not isinstance(cb, (Recorder, InitCallback, WatchCallback)) and not any(c.__module__ in _shows for c in type(cb).__mro__)
+    if isinstance(cb, (Recorder, InitCallback, WatchCallback)): return False
+    return not any(c.__module__ in _shows for c in type(cb).__mro__)
 
 def _fresh(dl):
     "A loader of the same data that leaves no trace in `dl`"
@@ -74,11 +80,14 @@ def _with_own_lists(o):
 def _copied(learn):
     "A Learner that trains as `learn` would, and has nothing in common with it but the data"
     new,cbs = object.__new__(type(learn)),list(learn.cbs.filter(_takes_part))
-    state = {k:v for k,v in vars(learn).items() if k not in _of_a_fit and not isinstance(v, Callback) and not k.startswith('_init_')}
+    def _stays(k, v): return k not in _of_a_fit and not isinstance(v, Callback) and not k.startswith('_init_')
+    state = {k:v for k,v in vars(learn).items() if _stays(k, v)}
     memo = {id(learn): new, id(learn.dls): learn.dls}
-    for m in learn.model.modules(): # computed from a parameter, as by weight norm: no leaf, which torch does not copy
-        memo.update({id(v): v.detach().clone() for v in vars(m).values() if isinstance(v, Tensor) and v.grad_fn is not None})
-    memo.update({id(v): _with_own_lists(v) for cb in cbs for v in vars(cb).values() if type(v).__module__.startswith('accelerate.')})
+    for v in (v for m in learn.model.modules() for v in vars(m).values()):
+        # computed from a parameter, as by weight norm: no leaf, which torch does not copy
+        if isinstance(v, Tensor) and v.grad_fn is not None: memo[id(v)] = v.detach().clone()
+    for v in (v for cb in cbs for v in vars(cb).values()):
+        if type(v).__module__.startswith('accelerate.'): memo[id(v)] = _with_own_lists(v)
     state,cbs = deepcopy((state, cbs), memo)
     dls = copy(learn.dls)
     dls.loaders = [_fresh(dls.train), *dls.loaders[1:]]
@@ -98,7 +107,7 @@ class _Steps(Callback):
 
 def _one_training(learn, cb, lr, steps, seed, tick):
     "(report before, report after, losses) of a copy of `learn` that `cb` initializes"
-    set_seed(seed + 1000*rank_distrib()) # of data and dropout too: an initialization leaves the random state where it was
+    set_seed(seed + 1000*rank_distrib()) # of data and dropout too: an initialization does not move the random state
     new,course = _copied(learn),_Steps(steps, tick)
     new.add_cbs([cb, course])
     new.fit(steps, lr)
@@ -109,8 +118,12 @@ def _one_training(learn, cb, lr, steps, seed, tick):
     with training_modes(new): return cb.report,init_stats(new.model, *xb, include_paramless=cb.include_paramless),losses
 
 # %% ../nbs/19_compare.ipynb #1e56aeca
+def _rate(lr): return f'{lr:g}' if isinstance(lr, float) else str(lr) # a slice
+
 class InitComparison(dict):
-    "Name → `InitReport` before training, and what training made of it: `best` is one sentence, `table` has a row a scheme and rate, `losses` every step."
+    """Name → `InitReport` before training, and what training made of it.
+
+    `best` is one sentence, `table` has one row per scheme and rate, `losses` one per step."""
     def __init__(self,
         before:dict, # Name → `InitReport`, of the first seed
         after:dict, # Learning rate → {name: `InitReport` after the steps}
@@ -121,7 +134,7 @@ class InitComparison(dict):
 
     @property
     def runs(self)->pd.DataFrame: # scheme, lr, seed; loss at the end, diverged
-        "One row a training"
+        "One row per training"
         def _end(l):
             end,start = l.iloc[-max(1, len(l)//5):].mean(skipna=False),l.iloc[0]
             bad = not np.isfinite(l).all()
@@ -130,20 +143,21 @@ class InitComparison(dict):
 
     @property
     def table(self)->pd.DataFrame: # loss (the mean over seeds), lowest, highest, diverged (share of the seeds), seeds
-        "One row a scheme and learning rate, the lowest loss first"
+        "One row per scheme and learning rate, the lowest loss first"
         g = self.runs.astype(dict(loss=float, diverged=float)).groupby(['scheme','lr'], sort=False)
-        res = g.agg(loss=('loss','mean'), lowest=('loss','min'), highest=('loss','max'), diverged=('diverged','mean'), seeds=('seed','count'))
+        res = g.agg(loss=('loss','mean'), lowest=('loss','min'), highest=('loss','max'),
+                    diverged=('diverged','mean'), seeds=('seed','count'))
         return res.sort_values('loss', kind='stable')
 
     @property
-    def best(self)->str: # Such as 'lsuv has the lowest loss after 50 steps, 0.412 (0.39 to 0.44): 0.31 below kaiming, 0.22 beyond the spread of 3 seeds'
-        "What had the lowest loss at its best rate, and by how much beyond the spread of the seeds; or that there is no clear difference"
-        t = self.table.reset_index().drop_duplicates('scheme')
+    def best(self)->str: # Such as 'lsuv has the lowest loss after 50 steps, 0.412 …: 0.31 below kaiming, 0.22 beyond …'
+        "What had the lowest loss at its best rate, and by how much beyond the spread of the seeds, if that is clear"
+        t,steps = self.table.reset_index().drop_duplicates('scheme'),self.losses.step.max()
         rates,a = self.losses.lr.nunique()>1,t.iloc[0]
-        def _named(r): return r.scheme + (f' at {r.lr:g}' if rates else '')
+        def _named(r): return r.scheme + (f' at {_rate(r.lr)}' if rates else '')
         if not math.isfinite(a.loss): return 'every scheme diverged: try a lower learning rate'
         spread = f' ({a.lowest:.3g} to {a.highest:.3g})' if a.seeds>1 else ''
-        lead = f'{_named(a)} has the lowest loss after {self.losses.step.max()} steps, {a.loss:.3g}{spread}'
+        lead = f'{_named(a)} has the lowest loss after {steps} steps, {a.loss:.3g}{spread}'
         if len(t)==1: return lead
         b = t.iloc[1]
         if not math.isfinite(b.loss): return f'{lead}; every other scheme diverged'
@@ -152,7 +166,9 @@ class InitComparison(dict):
         if a.seeds==1: return f'{lead}, {below}; one seed does not tell this from chance: `seeds=3`'
         others = t.iloc[1:][np.isfinite(t.loss.iloc[1:])]
         near = [_named(r) for _,r in others.iterrows() if r.lowest<=a.highest]
-        if near: return f"no clear difference between {', '.join([_named(a), *near])}: the spreads of their {a.seeds} seeds overlap. {lead}"
+        if near:
+            names = ', '.join([_named(a), *near])
+            return f'no clear difference between {names}: the spreads of their {a.seeds} seeds overlap. {lead}'
         return f'{lead}: {below}, {others.lowest.min()-a.highest:.3g} beyond the spread of {a.seeds} seeds'
 
     def __repr__(self): return f'{self.best}\n{self.table.to_string(float_format=short_number)}'
@@ -170,7 +186,8 @@ def plot_losses(
     ax:plt.Axes|None=None, # Axes to draw in
     figsize:tuple=(7,4), # Inches
 )->plt.Axes: # The axes
-    "The loss of each training step, one line a scheme: the mean over seeds, and a band from the lowest to the highest. What is far above where the lowest began leaves the panel."
+    """The loss of each training step, one line per scheme: the mean over seeds, with a band from lowest to highest.
+    What is far above where the lowest began leaves the panel."""
     ax = plt.subplots(figsize=figsize, layout='constrained')[1] if ax is None else ax
     for k,c in scheme_colors(losses.scheme.unique()).items():
         l = losses[losses.scheme==k].pivot(index='step', columns='seed', values='loss')
@@ -186,9 +203,10 @@ def plot_losses(
 @patch
 def plot(self:InitComparison)->Sequence: # The axes, a panel a rate
     "Draw the losses, one panel a learning rate"
-    panels = {f'learning rate {lr:g}' if isinstance(lr, float) else str(lr): df for lr,df in self.losses.groupby('lr', sort=False)}
+    panels = {f'learning rate {_rate(lr)}': df for lr,df in self.losses.groupby('lr', sort=False)}
     size = (7,4) if len(panels)==1 else (max(3.2, 11/len(panels)),3.4)
-    return plot_side_by_side(panels, plot_losses, ncols=min(3, len(panels)), size=size, sharey=True, ylim=_limits(self.losses))
+    return plot_side_by_side(panels, plot_losses, ncols=min(3, len(panels)), size=size, sharey=True,
+                             ylim=_limits(self.losses))
 
 @patch
 @delegates(plot_init_stats, but=['axs','figsize'])
@@ -199,7 +217,8 @@ def plot_stats(self:InitComparison,
     "Draw mean and std of every layer before training and after it, of the first seed"
     lr = self.table.index[0][1] if lr is None else lr
     axs = plt.subplots(2, 2, figsize=(11,8.4), layout='constrained')[1]
-    for row,reports,title in zip(axs, (self, self.after[lr]), ('before training', f'after {self.losses.step.max()} steps at {lr}')):
+    titles = 'before training',f'after {self.losses.step.max()} steps at {lr}'
+    for row,reports,title in zip(axs, (self, self.after[lr]), titles):
         plot_init_stats(dict(reports), axs=row, **kwargs)
         for ax in row: ax.set_title(title, fontsize=10)
     axs[0,0].figure.legends[-1].remove() # the same as above
@@ -220,17 +239,21 @@ def compare_inits(self:Learner,
     include_paramless:bool=False, # Also measure modules without parameters, such as ReLU
     **kwargs
 )->dict: # Name → `InitReport`; after training an `InitComparison` of them, with `best`, `table`, `losses` and `after`
-    """Draw what each initialization would do to this model and data, one line each; with `steps`, by training copies with the same batches.
-    Model, optimizer, data order and random state stay as they are. Raises `TypeError` or `ValueError` before it starts if one of `inits` is none."""
+    """Draw what each initialization would do to this model and data, one line each; with `steps`, by training copies
+    with the same batches. Model, optimizer, data order and random state stay as they are.
+    Raises `TypeError` or `ValueError` before it starts if one of `inits` is none."""
     inits,draws = _named_inits(inits),rank_distrib()==0
-    if steps<0 or seeds<1 or lr is not None and lrs is not None: raise ValueError(f'steps={steps} and seeds={seeds} must be 0 and 1 at least, and either lr or lrs be given')
+    if steps<0 or seeds<1: raise ValueError(f'steps={steps}, seeds={seeds}: must be 0 and 1 at least')
+    if lr is not None and lrs is not None: raise ValueError('both lr and lrs were given: pass one of them')
     shown = draws and 'progress' in vars(self)
     if not steps:
         reports = _compare_on_a_batch(self, inits, layers, include_paramless, shown)
         if draws: plot_init_stats(reports, **kwargs)
         return reports
-    cbs = {n:o if isinstance(o, InitCallback) else InitCallback(o, layers=layers, include_paramless=include_paramless) for n,o in inits.items()}
-    res = _compare_by_training(self, cbs, steps, list(lrs or [self.lr if lr is None else lr]), seeds, shown)
+    def _callback(o):
+        return o if isinstance(o, InitCallback) else InitCallback(o, layers=layers, include_paramless=include_paramless)
+    cbs,lrs = {n:_callback(o) for n,o in inits.items()},list(lrs or [self.lr if lr is None else lr])
+    res = _compare_by_training(self, cbs, steps, lrs, seeds, shown)
     if draws:
         res.plot()
         res.plot_stats(**kwargs)
@@ -238,6 +261,7 @@ def compare_inits(self:Learner,
 
 def _compare_by_training(learn, cbs, steps, lrs, seeds, shown):
     "Every one of `cbs` at every one of `lrs`, `seeds` times"
+    lrs = [float(o) if isinstance(o, Real) else o for o in lrs]
     runs = [(lr,seed,n) for lr in lrs for seed in range(seeds) for n in cbs]
     bar = progress_bar(range(len(runs)*steps), leave=False) if shown else range(len(runs)*steps)
     ticks,before,after,losses = iter(bar),{},{},[]
@@ -246,7 +270,7 @@ def _compare_by_training(learn, cbs, steps, lrs, seeds, shown):
         for lr,seed,n in runs:
             if shown: bar.comment = f'{n}, rate {lr}'
             a,b,ls = _one_training(learn, _as_new(cbs[n]), lr, steps, seed, lambda: next(ticks, None))
-            rate = float(lr) if isinstance(lr, (int,float)) else str(lr)
+            rate = lr if isinstance(lr, float) else str(lr)
             losses += [dict(scheme=n, lr=rate, seed=seed, step=i+1, loss=l) for i,l in enumerate(ls)]
             if seed: continue
             a.scheme = b.scheme = n

@@ -17,22 +17,28 @@ from .report import *
 from .plot import *
 
 # %% ../nbs/17_page.ipynb #b0c277ca
-_sort_js = ("const h=event.target.closest('th');if(h){const b=this.tBodies[0],i=h.cellIndex,d=this.dataset.d=-(this.dataset.d||-1),"
-            "v=r=>r.cells[i].innerText;[...b.rows].sort((x,y)=>d*(v(x)-v(y)||v(x).localeCompare(v(y)))).forEach(r=>b.append(r))}")
+_sort_js = ("const h=event.target.closest('th');"
+            "if(h){const b=this.tBodies[0],i=h.cellIndex,d=this.dataset.d=-(this.dataset.d||-1),v=r=>r.cells[i].innerText;"
+            "[...b.rows].sort((x,y)=>d*(v(x)-v(y)||v(x).localeCompare(v(y)))).forEach(r=>b.append(r))}")
+_box = 'color:#222;padding:1px 8px'
 
 def _cell(c, v):
     "One cell of the table: numbers to three digits, the status in its colour"
     if isinstance(v, float): v = '' if math.isnan(v) and c not in ('mean','std') else short_number(v)
-    style = f'background:{statuses.get(v, statuses["off target"]).color};' if c=='status' else ''
-    left = 'left' if c in ('layer','type','status') else 'right'
-    return f'<td style="{style}color:#222;text-align:{left};padding:1px 8px;white-space:nowrap">{html.escape("" if v is None or v is pd.NA else str(v))}</td>'
+    color = f'background:{statuses.get(v, statuses["off target"]).color};' if c=='status' else ''
+    align = 'left' if c in ('layer','type','status') else 'right'
+    text = '' if v is None or v is pd.NA else html.escape(str(v))
+    return f'<td style="{color}{_box};text-align:{align};white-space:nowrap">{text}</td>'
 
 def _table(report, cols=None):
     "The table as HTML that needs no style sheet"
     df = (report.df if cols is None else report.df[[c for c in cols if c in report.df]]).rename_axis('#').reset_index()
-    head = ''.join(f'<th style="position:sticky;top:0;background:#fff;color:#222;cursor:pointer;padding:1px 8px" title="click to sort">{c}</th>' for c in df)
-    rows = ''.join(f'<tr>{"".join(_cell(c, v) for c,v in zip(df, r))}</tr>' for r in df.astype(object).itertuples(index=False))
-    return (f'<div style="max-height:26em;overflow:auto"><table class="init-report" style="font-size:85%;border-collapse:collapse;background:#fff" onclick="{html.escape(_sort_js)}">'
+    style = f'{_box};position:sticky;top:0;background:#fff;cursor:pointer'
+    head = ''.join(f'<th style="{style}" title="click to sort">{c}</th>' for c in df)
+    cells = [''.join(map(_cell, df, r)) for r in df.astype(object).itertuples(index=False)]
+    rows = ''.join(f'<tr>{o}</tr>' for o in cells)
+    return ('<div style="max-height:26em;overflow:auto"><table class="init-report" '
+            f'style="font-size:85%;border-collapse:collapse;background:#fff" onclick="{html.escape(_sort_js)}">'
             f'<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>')
 
 def _text(report):
@@ -40,7 +46,8 @@ def _text(report):
     esc = lambda s: html.escape(s).replace('\n', '<br/>')
     todo = ''.join(f'<li>{esc(o)}</li>' for o in report.advice.splitlines())
     notes = ''.join(f'<br/>{esc(o)}' for o in report.notes)
-    return f'<p>{f"<b>{esc(report.scheme)}</b>: " if report.scheme else ""}{esc(report.counts)}{notes}</p>' + (f'<ul>{todo}</ul>' if todo else '')
+    scheme = f'<b>{esc(report.scheme)}</b>: ' if report.scheme else ''
+    return f'<p>{scheme}{esc(report.counts)}{notes}</p>' + (f'<ul>{todo}</ul>' if todo else '')
 
 # %% ../nbs/17_page.ipynb #b3387a1d
 def _charts(report):
@@ -57,12 +64,17 @@ def _saved(fig, **kwargs):
     plt.close(fig)
     return buf.getvalue()
 
+def _img(fig):
+    "`fig` as an element of HTML; closes it"
+    alt = 'Chart of the report, layer by layer: ' + ', '.join(a.get_ylabel() for a in fig.axes[:2])
+    data = base64.b64encode(_saved(fig, format='png', dpi=90)).decode()
+    return f'<img style="max-width:100%" alt="{alt}" src="data:image/png;base64,{data}"/>'
+
 @patch
 def _repr_html_(self:InitReport):
     "Summary, charts and table for a notebook; the charts are left out while an open figure shows them already"
-    imgs,alt = '','Chart of the report, layer by layer: '
-    if not plt.fignum_exists(getattr(getattr(self,'fig',None), 'number', None) or -1):
-        imgs = ''.join(f'<img style="max-width:100%" alt="{alt}{", ".join(a.get_ylabel() for a in f.axes[:2])}" src="data:image/png;base64,{base64.b64encode(_saved(f, format="png", dpi=90)).decode()}"/>' for f in _charts(self))
+    shown = plt.fignum_exists(getattr(getattr(self,'fig',None), 'number', None) or -1)
+    imgs = '' if shown else ''.join(map(_img, _charts(self)))
     return _text(self) + imgs + _table(self, compact_columns)
 
 # %% ../nbs/17_page.ipynb #89fdaf2c
@@ -79,9 +91,12 @@ def to_html(self:InitReport,
     "Write one page with summary, charts and table that needs nothing else and no network."
     libs = ' · '.join([f'fastinit {__version__}', *(f'{n} {version(n)}' for n in ('fastai','torch'))])
     ids = enumerate(_svg(f) for f in _charts(self))
-    svgs = ''.join(re.sub(r'(id="|href="#|url\(#)', rf'\g<1>c{i}-', s) for i,s in ids) # several charts in one page need ids of their own
-    path = Path(path)
-    path.write_text(f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title></head>'
-                    '<body style="font-family:system-ui,sans-serif;color:#222;background:#fff;max-width:70rem;margin:1rem auto;padding:0 1rem">'
-                    f'<h1 style="font-size:1.4rem">{html.escape(title)}</h1>{_text(self)}{svgs}{_table(self)}<p style="color:#666;font-size:80%">{libs}</p></body></html>', encoding='utf-8')
+    # several charts in one page need ids of their own
+    svgs = ''.join(re.sub(r'(id="|href="#|url\(#)', rf'\g<1>c{i}-', s) for i,s in ids)
+    path,title = Path(path),html.escape(title)
+    parts = ['<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
+             f'<title>{title}</title></head><body style="font-family:system-ui,sans-serif;color:#222;background:#fff;',
+             f'max-width:70rem;margin:1rem auto;padding:0 1rem"><h1 style="font-size:1.4rem">{title}</h1>',
+             _text(self), svgs, _table(self), f'<p style="color:#666;font-size:80%">{libs}</p></body></html>']
+    path.write_text(''.join(parts), encoding='utf-8')
     return path

@@ -24,9 +24,10 @@ def pooled(parts): # (n, std, mean) of each part
 
 # %% ../nbs/04_pool.ipynb #46e6b7fe
 class Pool:
-    "A context in which the processes of `torch.distributed`, if there are several, act as one: `pool(name, n, std, mean)` gives the moments of all values together."
+    """A context in which the processes of `torch.distributed`, if there are several, act as one:
+    `pool(name, n, std, mean)` gives the moments of all values together."""
     def __init__(self,
-        model:nn.Module|None=None, # Messages are made where its first parameter is: not every backend takes them from the CPU. None: of this process alone
+        model:nn.Module|None=None, # Messages are made on the device of its first parameter; None: this process alone
     ):
         several = model is not None and dist.is_available() and dist.is_initialized()
         self.open,self.size = True,dist.get_world_size() if several else 1
@@ -39,14 +40,16 @@ class Pool:
         return torch.stack(res).tolist()
 
     def exchange(self, what:str, n:float=0., std:float=0., mean:float|complex=0., ok:bool=True, details:Any='')->list:
-        "The (n, std, mean) of each process; raises `InitError` on all if one failed, or does something else than the others"
-        msg = torch.tensor([float(ok), zlib.crc32(f'{what} {details}'.encode()), n, std, mean], dtype=torch.double, device=self.device)
+        "The (n, std, mean) of each process; raises `InitError` on all if one failed, or does what the others do not"
+        check = zlib.crc32(f'{what} {details}'.encode())
+        msg = torch.tensor([float(ok), check, n, std, mean], dtype=torch.double, device=self.device)
         rows = self.gather(msg)
         failed = [i for i,r in enumerate(rows) if not r[0]]
         if not failed and len({r[1] for r in rows})==1: return [r[2:] for r in rows]
         self.open = False
-        raise InitError(f'process {failed[0]} failed: see its error. ' if failed else f'the processes have different layers (seen at {what}): give all of them the same model. ' 
-                        'The model is as it was, on all of them')
+        why = (f'process {failed[0]} failed: see its error' if failed else
+               f'the processes have different layers (seen at {what}): give all of them the same model')
+        raise InitError(f'{why}. The model is as it was, on all of them')
 
     def __call__(self, what:str, n:int, std:float|Tensor, mean:float|Tensor)->tuple:
         "(std, mean) of the values of all processes"

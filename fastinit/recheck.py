@@ -39,7 +39,8 @@ def can_watch(
 )->bool: # Not in copies on several devices, or where a hook compiles the model once more
     "Do hooks see what `model` does, at no cost?"
     if isinstance(model, nn.DataParallel) and len(model.device_ids)>1: return False
-    return not any(getattr(m, '_compiled_call_impl', None) is not None or '_orig_mod' in m._modules for m in model.modules())
+    def _compiled(m): return getattr(m, '_compiled_call_impl', None) is not None or '_orig_mod' in m._modules
+    return not any(map(_compiled, model.modules()))
 
 def off_layers(
     report:InitReport, # What was measured before training
@@ -59,9 +60,13 @@ def _rates(m):
 def differs_in_training(
     model:nn.Module, # Perhaps wrapped
 )->list: # Such as '6 Dropout (first: 1.2)'
-    "Which modules act otherwise in training than in the pass that measures: those whose forward looks at `training`, but for normalization, and for dropout of 0; of modules with others in them those that have a rate."
+    """Which modules act differently in training than in the pass that measures.
+
+    Those whose forward looks at `training`, except normalization and dropout of 0; of modules that hold others, those with
+    a rate."""
     names = layer_names(unwrap(model))
-    looks = {t:'training' in (event_names(m, 'forward') or ()) for t,m in {type(m):m for m in names}.items() if not issubclass(t, (_NormBase,torch.jit.ScriptModule))}
+    one_of_each = {type(m):m for m in names if not isinstance(m, (_NormBase,torch.jit.ScriptModule))}
+    looks = {t:'training' in (event_names(m, 'forward') or ()) for t,m in one_of_each.items()}
     def _acts(m):
         rates = _rates(m)
         return any(0<r<=1 for r in rates) if rates else is_leaf(m)
@@ -69,13 +74,15 @@ def differs_in_training(
     return [f'{len(ms)} {t} (first: {names[ms[0]]})' for t,ms in groupby(found, lambda m: type(m).__name__).items()]
 
 # %% ../nbs/14_recheck.ipynb #a254f7e3
-_harmless = {f'fastai.{o}' for o in ('learner','callback.core','callback.progress','callback.schedule','callback.tracker','callback.hook','callback.rnn')}
+_harmless = {'fastai.learner', *(f'fastai.callback.{o}' for o in 'core progress schedule tracker hook rnn'.split())}
 
 def _causes(learn):
     "Callbacks that may have changed what the model gives; those that change the batch first"
-    mine = [cb for cb in learn.cbs.sorted('order') if type(cb).__module__ not in _harmless and getattr(type(cb), 'changes_batch', None) is not False]
+    def _may(cb): return type(cb).__module__ not in _harmless and getattr(type(cb), 'changes_batch', None) is not False
+    def _acts(cb): return any(does(cb, f'before_{o}') for o in ('fit','epoch','train','batch'))
+    mine = [cb for cb in learn.cbs.sorted('order') if _may(cb)]
     of_batch = [cb for cb in mine if speaks_of(cb, 'before_batch', 'xb', 'x')]
-    return of_batch + [cb for cb in mine if cb not in of_batch and any(does(cb, f'before_{o}') for o in ('fit','epoch','train','batch'))]
+    return of_batch + [cb for cb in mine if cb not in of_batch and _acts(cb)]
 
 def warn_off(
     learn:Learner, # In its first batch
@@ -86,8 +93,8 @@ def warn_off(
     if not off: return
     n,(now,was) = next(iter(off.items()))
     causes = [*(repr(cb) for cb in _causes(learn)), *differs_in_training(check_model(learn.model))]
-    text = (f'{len(off)} layers give another std in the first training batch than in the report, by more than a factor of 2 '
-            f'(first: {n}, {short_number(now)}, not {short_number(was)}); ')
+    text = (f'{len(off)} layers give another std in the first training batch than in the report, by more than a factor '
+            f'of 2 (first: {n}, {short_number(now)}, not {short_number(was)}); ')
     text += f"the cause could be {', '.join(causes)}" if causes else 'no callback could be the cause: look at the data'
     report.notes.append(text)
     warnings.warn(text, stacklevel=2)

@@ -18,7 +18,8 @@ def remember(
 )->dict: # Module → {name in it: a few values}
     "What the parameters of `model` are now, to tell later which were changed."
     def _has_values(p): return not isinstance(p, nn.parameter.UninitializedParameter) and not p.is_meta
-    return {m:{n:sample_values(p) for n,p in m._parameters.items() if p is not None and _has_values(p)} for m in unwrap(model).modules()}
+    def _values(m): return {n:sample_values(p) for n,p in m._parameters.items() if p is not None and _has_values(p)}
+    return {m:_values(m) for m in unwrap(model).modules()}
 
 def _is_other(now, was, exact=True):
     "Are these other values, and not the same in another dtype or on another device?"
@@ -38,7 +39,8 @@ def changed_params(
             p = m._parameters.get(n)
             if p is None: # parametrized since, or a weight norm
                 w = getattr(m, n, None)
-                if isinstance(w, Tensor) and _is_other(sample_values(w), was, exact=False): res.update(map(id, m.parameters()))
+                other = isinstance(w, Tensor) and _is_other(sample_values(w), was, exact=False)
+                if other: res.update(map(id, m.parameters()))
             elif _is_other(sample_values(p), was): res.add(id(p))
     return res
 
@@ -68,7 +70,7 @@ def was_trained(
 
 # %% ../nbs/15_trained.ipynb #10b05092
 def _body(learn, model):
-    "Ids of the parameters of all but the last group of a pretrained Learner: those that the optimizer has, else as the splitter of the Learner finds them"
+    "Ids of the parameters in all but the last group of a pretrained Learner: of its optimizer, or else of its splitter"
     if not vars(learn).get('pretrained'): return set()
     mine = {id(p) for p in model.parameters()}
     groups = [] if learn.opt is None else learn.opt.param_lists

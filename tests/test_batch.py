@@ -217,7 +217,7 @@ def test_what_differs_in_training_is_said():
     layers = [o for _ in range(6) for o in (nn.Linear(24,24), nn.ReLU(), nn.Dropout(0.5))]
     learn = learner(model=nn.Sequential(nn.Linear(12,24), *layers, nn.Linear(24,2)), cbs=[First(), LSUVCallback()])
     with pytest.warns(UserWarning, match=r'first training batch .*6 Dropout .first: 3'): fit(learn, 1, 0.)
-    assert learn.lsuv.report.notes[0]=='measured as in evaluation, and otherwise in training: 6 Dropout (first: 3)'
+    assert learn.lsuv.report.notes[0]=='measured as in evaluation; different in training: 6 Dropout (first: 3)'
     assert max(learn.first.stds.values())>2
 
 def unfit(cb): cb.learn.xb = (cb.learn.xb[0].flatten(1),)

@@ -196,6 +196,12 @@ def test_an_optimizer_that_exists_already():
     res = learn.compare_inits(['lsuv'], steps=4, lr=0.1)
     assert equal(model.state_dict(), before) and res.losses.loss.nunique()==4
 
+def test_rates_of_several_kinds():
+    learn = learner(splitter=lambda m: [list(m[0].parameters()), list(m[1:].parameters())])
+    res = learn.compare_inits(['lsuv'], steps=3, lrs=[np.float32(0.5), slice(1e-5,1e-3), 1])
+    assert list(res.after)==[0.5, 'slice(1e-05, 0.001, None)', 1.] and res.losses.lr.unique().tolist()==list(res.after)
+    assert res.best.startswith('lsuv at ') and len(res.plot())==3 and len(res.plot_stats(lr=1.))==4
+
 # What it says and draws
 
 def losses(**runs):
@@ -249,7 +255,7 @@ def test_the_panels():
     assert [ax.get_title() for ax in axs]==['learning rate 0.001','learning rate 0.01','learning rate 0.1'] and len({ax.get_ylim() for ax in axs})==1
     assert [list(ax.get_lines()[0].get_ydata()) for ax in axs]==[[3,2],[3,1],[3,5]] and len({ax.get_position().y0 for ax in axs})==1
     axs = InitComparison({}, {}, losses(a={'slice(0.0001, 0.01, None)':[[3,2]]})).plot()
-    assert [ax.get_title() for ax in axs]==['slice(0.0001, 0.01, None)']
+    assert [ax.get_title() for ax in axs]==['learning rate slice(0.0001, 0.01, None)']
 
 def test_statistics_before_and_after():
     learn = learner()

@@ -80,6 +80,25 @@ def test_once(start, cb):
         STARTS[start](learn)
     assert all(torch.allclose(p, q, atol=1e-6) for p,q in zip(after, weights(learn)))
 
+class Placed(nn.Module):
+    "Works only where fastai has put it"
+    placed = False
+    def __init__(self):
+        super().__init__()
+        self.net = net()
+    def to(self, *args, **kwargs):
+        self.placed = True
+        return super().to(*args, **kwargs)
+    def forward(self, x):
+        if not self.placed: raise RuntimeError('not on the device yet')
+        return self.net(x)
+@pytest.mark.parametrize('cb', [partial(LSUVCallback, watch=2), KaimingCallback, partial(InitCallback, 'xavier')])
+def test_on_the_device(cb):
+    learn = quiet(learner(model=Placed(), cbs=cb()))
+    with learn.no_logging(): learn.fit(1, 0.)
+    report = learn.init_report()
+    assert set(report.df.status)=={'ok'} and not any('first training batch' in o for o in report.notes) # nothing had to wait
+
 STAGES = [lambda l: l.fit(1, 1e-3), lambda l: l.freeze(), lambda l: l.fit_one_cycle(1, 1e-3), lambda l: l.unfreeze(), lambda l: l.fit_flat_cos(1, 1e-3),
           lambda l: l.fit_sgdr(1, 1, 1e-3), lambda l: l.fit(1, reset_opt=True), lambda l: l.lr_find(num_it=6, show_plot=False), lambda l: l.fine_tune(1)]
 def test_several_fits(inits, tmp_path):

@@ -247,6 +247,7 @@ def test_what_is_seen_in_the_picture():
     text = left.figure.axes[1].texts[0].get_text()
     assert text.splitlines()==['2: not finite at step 3','4: not finite at step 3','6: not finite at step 3, and 6 more layers']
     assert [t.get_text() for t in left.get_yticklabels()]==[str(2*i) for i in range(9)] and not any(t.get_text() for t in right.get_yticklabels())
+    for ax in (left, right, top): assert all(float(t).is_integer() for t in ax.get_xticks())
     assert top.get_xlim()==(0.5,6.5) and top.get_ylabel()=='loss'
 
 @pytest.mark.parametrize('at,words', [(dict(step3=big, step5=undo), '4: exploding at step 3, until step 4'), (dict(step3=big, step4=undo), '4: exploding at step 3 only'),

@@ -17,11 +17,11 @@ TESTS = {
     'tensors': 'accuracy models', 'layers': 'lsuv models properties', 'acts': 'lsuv models', 'probe': 'lsuv models lifecycle', 'pool': 'distributed',
     'stats': 'accuracy lsuv models', 'report': 'charts lsuv models', 'schemes': 'models properties lifecycle', 'branches': 'branches residual',
     'correction': 'lsuv models truth', 'at_activation': 'lsuv models truth', 'lsuv': 'lsuv models truth', 'plot': 'charts', 'page': 'charts',
-    'batch': 'batch lifecycle', 'recheck': 'batch', 'trained': 'trained lifecycle', 'watch': 'watch charts', 'compare': 'compare',
+    'batch': 'batch lifecycle', 'recheck': 'batch', 'trained': 'trained lifecycle', 'watched': 'watch charts', 'watch': 'watch charts', 'compare': 'compare',
     'callback': 'batch trained lifecycle', 'article.data': 'article', 'article.models': 'article', 'article.settings': 'article sweeps', 'article.runs': 'article sweeps',
     'article.tables': 'tables article sweeps', 'article.command': 'article'}
 #: Keywords that decide how a chart looks, not what it says: looked at, not tested
-LOOKS = set('lw ms mec alpha fontsize figsize zorder ncols elinewidth rotation frameon layout loc clip_on optimize'.split())
+LOOKS = set('lw ms mec alpha fontsize figsize zorder ncols elinewidth rotation frameon layout loc clip_on optimize height_ratios'.split())
 
 SWAPS = {ast.Lt:'>=', ast.LtE:'>', ast.Gt:'<=', ast.GtE:'<', ast.Eq:'!=', ast.NotEq:'==', ast.Is:'is not', ast.IsNot:'is', ast.In:'not in', ast.NotIn:'in',
          ast.Add:'-', ast.Sub:'+', ast.Mult:'/', ast.Div:'*', ast.FloorDiv:'*', ast.Mod:'*', ast.Pow:'*', ast.BitAnd:'|', ast.BitOr:'&', ast.And:'or', ast.Or:'and'}

@@ -86,7 +86,7 @@ def plot_init_stats(
         for guide in {0.} if col=='mean' else {r.target for r in reports.values()}: ax.axhline(guide, color='0.5', lw=1, ls='--', zorder=1)
         for k,r in reports.items(): _draw(ax, r.df, col, log and col=='std', colors[k], label=k, ls=_dashes.get(k, '-'))
         if zoom is not None: ax.set_ylim(*((-zoom, zoom) if col=='mean' else (0, 1+zoom)))
-        elif col=='mean' and log and max(abs(v) for v in ax.get_ylim())>1: ax.set_yscale('symlog', linthresh=max(1, max(abs(v) for v in ax.get_ylim())*1e-6))
+        elif col=='mean' and log and max(abs(v) for v in ax.get_ylim())>10: ax.set_yscale('symlog', linthresh=max(1, max(abs(v) for v in ax.get_ylim())*1e-6))
         elif col=='std': ax.set_yscale('log') if log else ax.set_ylim(0, max(ax.get_ylim()[1], 1.25*max(r.target for r in reports.values())))
         elif max(abs(v) for v in ax.get_ylim())<0.1: ax.set_ylim(-0.1, 0.1) # rounding noise is no signal
         _ticks(ax, names)

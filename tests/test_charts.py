@@ -52,6 +52,7 @@ def test_means_get_a_log_scale_with_the_stds():
     axs = plot_init_stats(report([1.,1e4], [0.,-1e4]))
     assert axs[0].get_yscale()=='symlog' and 'log scale' in axs[0].get_ylabel()
     assert plot_init_stats(report([1.,1e4], [0.,0.5]))[0].get_yscale()=='linear'
+    assert plot_init_stats(report([1.,1e4], [0.,-8.]))[0].get_yscale()=='linear' # a log scale would have two marks
 
 def test_zoom():
     axs = plot_init_stats(report([1.,1e4], [0.,1e3]), zoom=0.25)

@@ -67,7 +67,7 @@ def _saved(fig, **kwargs):
 def _img(fig):
     "`fig` as an element of HTML; closes it"
     alt = 'Chart of the report, layer by layer: ' + ', '.join(a.get_ylabel() for a in fig.axes[:2])
-    data = base64.b64encode(_saved(fig, format='png', dpi=80)).decode()
+    data = base64.b64encode(_saved(fig, format='png', dpi=90)).decode()
     return f'<img style="max-width:100%" alt="{alt}" src="data:image/png;base64,{data}"/>'
 
 @patch

@@ -82,7 +82,7 @@ def _most(ax): return max(abs(v) for v in ax.get_ylim())
 
 def _scale_means(ax, log):
     "At least ±0.1, as rounding noise is no signal; a log scale on both sides of 0 where stds span decades"
-    if log and _most(ax)>1: ax.set_yscale('symlog', linthresh=max(1, _most(ax)*1e-6))
+    if log and _most(ax)>10: ax.set_yscale('symlog', linthresh=max(1, _most(ax)*1e-6))
     elif _most(ax)<0.1: ax.set_ylim(-0.1, 0.1)
 
 def _scale_stds(ax, log, target):

@@ -52,6 +52,7 @@ def test_means_get_a_log_scale_with_the_stds():
     axs = plot_init_stats(report([1.,1e4], [0.,-1e4]))
     assert axs[0].get_yscale()=='symlog' and 'log scale' in axs[0].get_ylabel()
     assert plot_init_stats(report([1.,1e4], [0.,0.5]))[0].get_yscale()=='linear'
+    assert plot_init_stats(report([1.,1e4], [0.,-8.]))[0].get_yscale()=='linear' # a log scale would have two marks
 
 def test_zoom():
     axs = plot_init_stats(report([1.,1e4], [0.,1e3]), zoom=0.25)
@@ -195,6 +196,8 @@ def test_cells():
     head = re.findall('<th .*?>(.*?)</th>', rows[0])
     assert head==['#','layer','type','shape','mean','std','scale','status']
     assert [o[5][1] for o in cells]==['1.23','1e-09'.replace('e-0','e-'),'nan'] and [o[6][1] for o in cells]==['2','','']
+    row = re.findall('<td.*?>(.*?)</td>', report([1.,1.], [0.,math.nan], ['ok','not finite'])._repr_html_())
+    assert row.count('nan')==1 # a mean that is not finite shows
     assert [o[7][0].split(';')[0] for o in cells]==['background:#d7f0dd','background:#ffd9b8','background:#fdf3c7']
     assert all('text-align:left' in o[k][0] for o in cells for k in (1,2,7)) and all('text-align:right' in o[k][0] for o in cells for k in (4,5,6))
 

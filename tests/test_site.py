@@ -231,6 +231,7 @@ def test_what_a_page_has(site):
     assert '/blob/main/nbs/11_lsuv.ipynb' in page and '/edit/main/nbs/11_lsuv.ipynb' in page
     sidebar = re.findall('class="menu-text">([^<]*)<', page[page.index('id="quarto-sidebar"'):])
     assert sidebar[:5]==['fastinit','Reference','Callbacks','LSUV','The report'] and sidebar.index('probe')>sidebar.index('Internals')
+    assert {'Kaiming and other schemes','Charts','Choosing layers','Residual branches'} < set(sidebar[:sidebar.index('How to')])
 
 def test_arguments(site):
     "A table of arguments, with types as people write them"

@@ -126,7 +126,7 @@ def number(text):
     text = html.unescape(text).strip()
     if not re.fullmatch(r'[-+−]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( ?%)?|[-+]?nan|[-+]?inf|–', text): return None
     if not re.fullmatch(r'[-+]?\d*\.\d{2,}', text): return text
-    short = f'{float(text):.3g}'
+    short = f'{float(text) + 0:.3g}' # + 0: no −0
     return f'{float(text):.0f}' if 'e+' in short else short if len(short)<len(text) else text
 
 def cell(m):
@@ -159,7 +159,7 @@ def images(out):
         if not src: return m[0]
         width,height = png_size(out/src[1])
         if (asked := re.search(r' width="(\d+)"', m[0])) and int(asked[1])<width: width,height = int(asked[1]),round(height*int(asked[1])/width)
-        img = re.sub(r' (?:width|height|loading)="[^"]*"', '', m[0])
+        img = re.sub(r' (?:width|height|loading|style)="[^"]*"', '', m[0])
         img = img.replace('<img', f'<img loading="lazy" width="{width}" height="{height}" style="--w:{width}px"', 1)
         return f'<span class="chart" tabindex="0">{img}</span>'
     for f in out.glob('*.html'):

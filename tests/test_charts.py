@@ -200,6 +200,8 @@ def test_cells():
     head = re.findall('<th .*?>(.*?)</th>', rows[0])
     assert head==['#','layer','type','shape','mean','std','scale','status']
     assert [o[5][1] for o in cells]==['1.23','1e-09'.replace('e-0','e-'),'nan'] and [o[6][1] for o in cells]==['2','','']
+    row = re.findall('<td.*?>(.*?)</td>', report([1.,1.], [0.,math.nan], ['ok','not finite'])._repr_html_())
+    assert row.count('nan')==1 # a mean that is not finite shows
     assert [o[7][0].split(';')[0] for o in cells]==['background:#d7f0dd','background:#ffd9b8','background:#fdf3c7']
     assert all('text-align:left' in o[k][0] for o in cells for k in (1,2,7)) and all('text-align:right' in o[k][0] for o in cells for k in (4,5,6))
 

@@ -256,6 +256,14 @@ def test_the_panels():
     assert [list(ax.get_lines()[0].get_ydata()) for ax in axs]==[[3,2],[3,1],[3,5]] and len({ax.get_position().y0 for ax in axs})==1
     axs = InitComparison({}, {}, losses(a={'slice(0.0001, 0.01, None)':[[3,2]]})).plot()
     assert [ax.get_title() for ax in axs]==['learning rate slice(0.0001, 0.01, None)']
+    def size(n): return tuple(InitComparison({}, {}, losses(a={float(i):[[3,2]] for i in range(n)})).plot()[0].figure.get_size_inches().round(1))
+    assert size(1)[0]==7 and size(3)[0]==11 and size(6)[0]==size(7)[0]<=11 and size(4)[1]>1.8*size(3)[1] # three beside each other at most
+
+def test_as_text():
+    "The sentence, then the table with three digits"
+    lines = repr(InitComparison({}, {}, losses(a=[[3,1.23456]], b=[[3,123.456]]))).splitlines()
+    assert lines[0].startswith('a has the lowest loss') and lines[1].split()==['loss','lowest','highest','diverged','seeds']
+    assert [l.split() for l in lines[3:]]==[['a','0.1','1.23','1.23','1.23','0','1'],['b','0.1','123','123','123','1','1']]
 
 def test_statistics_before_and_after():
     learn = learner()

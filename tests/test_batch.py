@@ -1,5 +1,6 @@
 "Initialized on what training gives the model, and the data, their order and the random state as they are without it."
 import datetime, functools, random, warnings
+from types import SimpleNamespace
 import numpy as np, pytest, torch
 import torch.distributed as dist, torch.multiprocessing as mp
 from torch import nn
@@ -121,11 +122,91 @@ def test_incomplete_batches():
     learn = learner(TorchLoader(DS, 100, drop_last=True), cbs=LSUVCallback())
     with pytest.raises(ValueError, match='gives no batch'): fit(learn, 1)
 
-def test_report_and_comparison_of_a_generator_leave_it():
-    loader = LOADERS['generator']()
-    learn,was = learner(loader),loader.generator.get_state()
-    with pytest.warns(UserWarning, match='generator of its own. A batch was taken'): learn.init_report()
-    assert torch.equal(was, loader.generator.get_state())
+@pytest.mark.parametrize('kind', ['generator','sampler_generator'])
+def test_report_and_comparison_of_a_generator_leave_it(kind):
+    loader = LOADERS[kind]()
+    g = loader.generator or loader.sampler.generator
+    learn,was = learner(loader),g.get_state()
+    for f in (learn.init_report, learn.compare_inits):
+        with pytest.warns(UserWarning, match='generator of its own. A batch was taken'): f()
+        assert torch.equal(was, g.get_state())
+
+class Drawing(torch.utils.data.Dataset):
+    "Draws from generators of every kind, and keeps what it drew"
+    def __init__(self): self.torch,self.random,self.old,self.new,self.last = torch.Generator().manual_seed(0),random.Random(0),np.random.RandomState(0),np.random.default_rng(0),None
+    def __len__(self): return 64
+    def __getitem__(self, i):
+        self.last = [torch.rand(1, generator=self.torch).item(), self.random.random(), self.old.rand(), self.new.random()]
+        return X[i]+sum(self.last),Y[i]
+@pytest.mark.parametrize('inside', [False, True])
+@pytest.mark.parametrize('error', [False, True])
+def test_generators_in_the_data(inside, error):
+    "Of a data set, or of one in a `Subset`: they draw on where they were"
+    expected = Drawing()
+    [expected[0] for _ in range(2)]
+    ds = Drawing()
+    ds[0]
+    try:
+        with batch.unmoved_data(TorchLoader(torch.utils.data.Subset(ds, range(64)) if inside else ds, 16)):
+            [ds[i] for i in range(5)]
+            if error: raise ZeroDivisionError
+    except ZeroDivisionError: pass
+    last = ds.last
+    ds[0]
+    assert ds.last==expected.last!=last
+
+class Asks(Callback):
+    "Keeps what it is told of the training, and scales by it"
+    def __init__(self): self.told = []
+    def before_batch(self):
+        if not self.training: return
+        self.told.append((self.n_epoch, self.n_iter, self.epoch, self.iter, self.train_iter, self.pct_train, self.training, self.dl is self.dls.train, self.asks is self))
+        self.learn.xb = (self.x/self.n_iter/255 + self.epoch + self.iter + self.train_iter + self.pct_train,)
+def test_what_a_callback_sees_beforehand():
+    "That of the first training batch, and it keeps nothing of it"
+    seen = []
+    class Outside(Asks):
+        name = 'asks'
+        def before_batch(self):
+            super().before_batch()
+            if self.training: seen.append(self.told[-1])
+    seen.clear()
+    cb = Outside()
+    learn = learner(cbs=[First(), LSUVCallback(), cb])
+    fit(learn, 3, 0.)
+    assert learn.lsuv.report.notes==[] and all(abs(s-1)<0.5 for s in learn.first.stds.values())
+    assert len(cb.told)==12 and cb.told[0]==(3,4,0,0,0,0.,True,True,True)
+    assert len(seen)==13 and seen[0]==seen[1] # beforehand, then in training
+
+@pytest.mark.parametrize('now,off', [(2.01, True), (1.99, False), (0.51, False), (0.49, True), (float('nan'), True), (float('inf'), True)])
+def test_what_is_off(now, off):
+    "By more than a factor of 2, of 32 values at least, where there was a spread"
+    from fastinit.recheck import off_layers
+    report = init_stats(net(), X/40)
+    def row(layer, shape=(4,8), std=1.): return SimpleNamespace(layer=layer, shape=shape, std=std*report[layer]['std'])
+    got = off_layers(report, [row('0', std=now), row('2', (4,7), now), row('4')])
+    assert list(got)==['0']*off and off_layers(report, [SimpleNamespace(layer='another', shape=(64,), std=9.)])=={}
+    if off: assert got['0'][1]==report['0']['std'] and (got['0'][0]==pytest.approx(now*report['0']['std']) or now!=now)
+    report.df['std'] = 0.
+    assert off_layers(report, [SimpleNamespace(layer='0', shape=(64,), std=1.)])=={}
+
+def test_the_likely_cause_first():
+    "Callbacks that change the batch, then others of the user's, then what differs in training; fastai's own that only show are no cause"
+    class Sees(Callback):
+        order = -5
+        def before_batch(self): pass
+    class Later(Callback):
+        def after_batch(self): pass
+    live = []
+    class Live(Callback):
+        changes_batch = False
+        def before_train(self): live.append(1)
+    class Changes(Callback):
+        order = 5
+        def before_batch(self): self.learn.xb = (self.x/1e4,) if live else self.xb
+    model = nn.Sequential(nn.Linear(12,24), nn.ReLU(), nn.Dropout(0.1), nn.Linear(24,24), nn.ReLU(), nn.Linear(24,2))
+    learn = learner(model=model, cbs=[LSUVCallback(watch=2), Later(), Sees(), Changes(), Live()])
+    with pytest.warns(UserWarning, match=r'the cause could be (CastToTensor, )?Changes, Sees, 1 Dropout \(first: 2\)$'): fit(learn, 1, 0.)
 
 # Other callbacks
 

@@ -1,4 +1,4 @@
-"""`python -m fastinit`: which versions are installed, and whether LSUV works here on a tiny model; exits with 1 if not."""
+"""`python -m fastinit`: which versions are installed, and does LSUV work here on a tiny model? Exits with 1 if not."""
 import platform, sys, warnings
 from importlib.metadata import version
 with warnings.catch_warnings():
@@ -10,17 +10,19 @@ from fastinit.all import *
 
 def versions()->dict:
     "Name → version of what matters in a bug report"
-    return {'fastinit':__version__, 'fastai':version('fastai'), 'fastcore':version('fastcore'), 'torch':torch.__version__,
+    return {'fastinit':__version__, **{n:version(n) for n in ('fastai','fastcore')}, 'torch':torch.__version__,
             'device':default_device(), 'python':platform.python_version(), 'platform':platform.platform()}
 
 def tiny()->tuple:
     "(model, its inputs)"
-    return nn.Sequential(nn.Conv2d(1,8,3), nn.ReLU(), nn.Flatten(), nn.Linear(288,16), nn.ReLU(), nn.Linear(16,2)),torch.randn(64,1,8,8)
+    layers = nn.Conv2d(1,8,3),nn.ReLU(),nn.Flatten(),nn.Linear(288,16),nn.ReLU(),nn.Linear(16,2)
+    return nn.Sequential(*layers),torch.randn(64,1,8,8)
 
 def layer_stds(model:nn.Module, x:Tensor)->list:
     "Std of the output of each convolution and linear layer, by hooks of its own"
     res = []
-    hooks = [m.register_forward_hook(lambda m,i,o: res.append(o.std().item())) for m in model if isinstance(m, (nn.Conv2d,nn.Linear))]
+    def _keep(m, i, o): res.append(o.std().item())
+    hooks = [m.register_forward_hook(_keep) for m in model if isinstance(m, (nn.Conv2d,nn.Linear))]
     with torch.no_grad(): model(x)
     for h in hooks: h.remove()
     return res
@@ -41,7 +43,8 @@ def check_callback()->str:
     learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(), cbs=LSUVCallback())
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     loss,report = float(learn.recorder.values[0][0]),learn.lsuv.report
-    if not (math.isfinite(loss) and report.df.status.eq('ok').all()): raise RuntimeError(f'training loss {loss:.2f}; {report}')
+    well = math.isfinite(loss) and report.df.status.eq('ok').all()
+    if not well: raise RuntimeError(f'training loss {loss:.2f}; {report}')
     return f'{report.summary}; training loss {loss:.2f}'
 
 def run(check:Callable)->tuple:
@@ -52,7 +55,7 @@ def run(check:Callable)->tuple:
 
 def main()->int:
     "Print versions and the self-check; the exit code"
-    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='replace') # a terminal that cannot show − gets ?
+    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='replace') # a terminal without − gets ?
     for k,v in versions().items(): print(f'{k:10}{v}')
     res = {'lsuv_ on a tiny model':run(check_lsuv), 'LSUVCallback in a fit':run(check_callback)}
     for what,(ok,details) in res.items(): print(f"{'ok' if ok else 'FAILED':10}{what} ({details})")

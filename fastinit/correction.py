@@ -212,7 +212,7 @@ def again(self:Correction,
     names:Iterable, # Of the layers to correct
     saved:Saved, # What their weights are if that does not help
 )->Correction: # Itself, for `with`
-    "A further pass for `names`: each layer runs again with new weights, and gets the old ones back if those change nothing."
+    "A further pass for `names`: each layer runs again with new weights; its old ones come back if those change nothing."
     self.todo,self.saved = set(names),saved
     return self
 

@@ -33,7 +33,7 @@ def is_affine(m): return isinstance(m, affine_types) or is_transposed(m)
 
 def is_known(m): return is_affine(m) or isinstance(m, recurrent_types)
 
-#: What `layers=` takes: types, dotted names, modules, a list of such, a function of (name, module); None: the usual ones
+#: What `layers=` takes: types, dotted names, modules, a list of such, a function of (name, module), or None
 LayerChoice = type|str|nn.Module|Callable|Iterable|None
 
 # %% ../nbs/01_layers.ipynb #a5d91f87
@@ -262,13 +262,14 @@ def init_layers(
     *,
     force:bool=False, # Also frozen layers?
 )->Layers: # Dotted name → module, in the order of definition
-    """The layers that an initialization of `model` changes: linear, convolutional, bilinear and recurrent ones, or those
-    chosen, but not if frozen, zero by design, or shared with something else; raises `ValueError` if `layers` names none."""
+    """The layers that an initialization of `model` changes: linear, convolutional, bilinear and recurrent ones, or
+    those chosen, but not if frozen, zero by design, or shared with something else; raises `ValueError` if `layers`
+    names none."""
     return split_layers(model, layers, force=force)[0]
 
 # %% ../nbs/01_layers.ipynb #496291b5
-_keep_their_own = (nn.MultiheadAttention, nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _NormBase,
-                   nn.PReLU, torch.jit.ScriptModule)
+_keep_their_own = (nn.MultiheadAttention, nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm,
+                   _NormBase, nn.PReLU, torch.jit.ScriptModule)
 
 def _is_weight(name, p):
     "Is `p` a matrix or more, and by its name neither a bias nor a table?"

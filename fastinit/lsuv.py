@@ -74,7 +74,7 @@ def _correction(model, layers, acts, std, center, at, tol, max_iter, **kwargs):
 
 # %% ../nbs/11_lsuv.ipynb #d3a1520b
 class _Passes:
-    "The forward passes of LSUV, each from the same state of the model; what `fix` left alone gets its `saved` weights back"
+    "The forward passes of LSUV, each from the same state of the model; what `fix` left alone gets its weights back"
     def __init__(self, model, xb, fix, saved, new_stats, params, tol):
         store_attr()
         self.layer_params = {n:list(m.parameters()) for n,m in fix.layers.items()}
@@ -197,7 +197,7 @@ def lsuv_(
     std:float=1., # Target std
     center:bool|str=True, # Bring the mean to 0 where there is a bias (fastai course)? 'channel': that of each channel
     at:str='layer', # Where: at the output of the 'layer', or of the 'activation' that follows it
-    branch_scale:float|str|None=None, # Target of each residual branch's last layer as a part of `std`; 'auto': 1/√branches
+    branch_scale:float|str|None=None, # Target of the last layer of each residual branch, over `std`; 'auto': 1/√branches
     layers:LayerChoice=None, # As in `init_layers`
     force:bool=False, # Also frozen layers?
     tol:float=1e-3, # Accept a std within tol of the target
@@ -242,8 +242,8 @@ def lsuv_residual_(
     branch_scale:float|str|None=0., # As in `lsuv_`
     **kwargs:Any
 )->InitReport: # One row per layer, in order of execution
-    """LSUV (Mishkin & Matas 2015) for residual networks without normalization: each channel at mean 0, and the last layer
-    of each branch 0, as in Fixup (Zhang et al. 2019, section 3); raises what `lsuv_` does."""
+    """LSUV (Mishkin & Matas 2015) for residual networks without normalization: each channel at mean 0, and the last
+    layer of each branch 0, as in Fixup (Zhang et al. 2019, section 3); raises what `lsuv_` does."""
     return lsuv_(model, *xb, center=center, branch_scale=branch_scale, **kwargs)
 
 # %% ../nbs/11_lsuv.ipynb #ef268dc1

@@ -19,10 +19,13 @@ from .report import *
 # %% ../nbs/12_plot.ipynb #b93c0501
 _palette = ['#0072B2','#E69F00','#009E73','#CC79A7','#56B4E9','#D55E00','#F0E442','#000000']
 
-_known = dict(default='#E69F00', kaiming='#0072B2', lsuv='#009E73', normal='#D55E00', xavier='#CC79A7', orthogonal='#56B4E9',
-              lsuv_uncentered='#000000', lsuv_orthogonal='#882255', lsuv_activation='#999933', lsuv_small_branches='#332288', lsuv_residual='#AA4499', batchnorm='#888888')
+_known = dict(default='#E69F00', kaiming='#0072B2', lsuv='#009E73', normal='#D55E00', xavier='#CC79A7',
+              orthogonal='#56B4E9',
+              lsuv_uncentered='#000000', lsuv_orthogonal='#882255', lsuv_activation='#999933',
+              lsuv_small_branches='#332288', lsuv_residual='#AA4499', batchnorm='#888888')
 
-_dashes = dict(lsuv_uncentered=(0,(5,3)), lsuv_orthogonal=(0,(1,1.5)), lsuv_small_branches='-.', batchnorm='--') # they often lie on that of LSUV
+# these often lie on the line of LSUV
+_dashes = dict(lsuv_uncentered=(0,(5,3)), lsuv_orthogonal=(0,(1,1.5)), lsuv_small_branches='-.', batchnorm='--')
 
 def scheme_colors(
     names:Iterable, # Names of schemes
@@ -36,7 +39,8 @@ def scheme_colors(
 def _ticks(ax, names, most=24):
     "Layer names along x, thinned until they can be read"
     step = max(1, -(-len(names)//most))
-    ax.set_xticks(range(0, len(names), step), [n if len(n)<=22 else '…'+n[-21:] for n in names[::step]], rotation=90, fontsize=8)
+    short = [n if len(n)<=22 else '…'+n[-21:] for n in names[::step]]
+    ax.set_xticks(range(0, len(names), step), short, rotation=90, fontsize=8)
     ax.set_xlim(-0.5, max(1, len(names))-0.5)
     ax.set_xlabel('layer, in order of execution' + (f' (1 in {step} named)' if step>1 else ''))
 
@@ -48,50 +52,74 @@ def _is_wide(reports):
 
 # %% ../nbs/12_plot.ipynb #e97c2e9d
 def _draw(ax, df, col, log, color, **kw):
-    "One scheme in one panel: a line with a gap where a value is not finite, open circles where the output is 0 by design"
+    "One scheme in one panel: a line with a gap where a value is not finite, open circles where it is 0 by design"
     zero,y = df.status.eq('zero'),df[col].where(np.isfinite(df[col]))
     ax.plot(range(len(df)), y.mask(zero), color=color, marker='o' if len(df)<=30 else '.', ms=4, lw=1.5, **kw)
     mark = partial(ax.plot, color=color, ms=6, ls='', clip_on=False, zorder=5)
     bad,edge = np.flatnonzero(~np.isfinite(df[col])),ax.get_xaxis_transform()
-    # 0 has no place on a log scale: mark it on the axis
-    if zero.any(): mark(np.flatnonzero(zero), np.zeros(zero.sum()), marker='o', mfc='white', transform=edge if log else ax.transData)
+    where = edge if log else ax.transData # 0 has no place on a log scale: mark it on the axis
+    if zero.any(): mark(np.flatnonzero(zero), np.zeros(zero.sum()), marker='o', mfc='white', transform=where)
     if len(bad): mark(bad, np.ones(len(bad)), marker='x', transform=edge)
 
 def _marks(reports):
     "Legend entries for the marks that occur"
     df = pd.concat([r.df for r in reports.values()])
     mark = partial(plt.Line2D, [], [], ls='', color='0.3', ms=6)
-    return ([mark(marker='o', mfc='white', label='zero by design')] if df.status.eq('zero').any() else []) + (
-            [mark(marker='x', label='not finite')] if not (np.isfinite(df['mean']) & np.isfinite(df['std'])).all() else [])
+    res = []
+    if df.status.eq('zero').any(): res.append(mark(marker='o', mfc='white', label='zero by design'))
+    if not np.isfinite(df[['mean','std']].to_numpy(dtype=float)).all(): res.append(mark(marker='x', label='not finite'))
+    return res
 
 def _as_dict(reports)->dict:
     "One report or many, by name, without the layers that were not called"
     if isinstance(reports, InitReport): reports = {reports.scheme or 'as it is': reports}
     if not reports: raise ValueError('nothing to plot: pass an InitReport, or a dict of them')
-    return {k: InitReport(r.df[r.df.type.notna()].reset_index(drop=True), r.scheme, r.target, r.notes) for k,r in reports.items()}
+    def _called(r): return InitReport(r.df[r.df.type.notna()].reset_index(drop=True), r.scheme, r.target, r.notes)
+    return {k:_called(r) for k,r in reports.items()}
+
+# %% ../nbs/12_plot.ipynb #870fa040
+def _most(ax): return max(abs(v) for v in ax.get_ylim())
+
+def _scale_means(ax, log):
+    "At least ±0.1, as rounding noise is no signal; a log scale on both sides of 0 where stds span decades"
+    if log and _most(ax)>10: ax.set_yscale('symlog', linthresh=max(1, _most(ax)*1e-6))
+    elif _most(ax)<0.1: ax.set_ylim(-0.1, 0.1)
+
+def _scale_stds(ax, log, target):
+    "From 0, with the target off the frame; or a log scale"
+    if log: ax.set_yscale('log')
+    else: ax.set_ylim(0, max(ax.get_ylim()[1], 1.25*target))
+
+def _panel(ax, reports, col, log, zoom):
+    "One of the two charts: a line per report, and a guide at the target"
+    targets = {r.target for r in reports.values()}
+    for guide in {0.} if col=='mean' else targets: ax.axhline(guide, color='0.5', lw=1, ls='--', zorder=1)
+    for (k,r),c in zip(reports.items(), scheme_colors(reports).values()):
+        _draw(ax, r.df, col, log and col=='std', c, label=k, ls=_dashes.get(k, '-'))
+    if zoom is not None: ax.set_ylim(*((-zoom, zoom) if col=='mean' else (0, 1+zoom)))
+    elif col=='mean': _scale_means(ax, log)
+    else: _scale_stds(ax, log, max(targets))
+    ax.set_ylabel(f'{col} of the output' + (' (log scale)' if ax.get_yscale()!='linear' else ''))
+    ax.grid(alpha=0.25)
 
 # %% ../nbs/12_plot.ipynb #812949a1
+def _width(names, least): return min(10.5, least+len(names)/20) # inches
+
 def plot_init_stats(
     reports:InitReport|dict, # An `InitReport`, or {name: report}, one line each
     zoom:float|None=None, # Show means within ±zoom and stds up to 1+zoom; None for all
     axs:Sequence|None=None, # Two axes to draw in
     figsize:tuple|None=None, # Inches; None to fit the number of layers
 )->Sequence: # The two axes: mean left, std right
-    "Mean (left) and std (right) of every layer's output, one line a scheme; guides at 0 and at the target, open circles for layers that are zero by design. Means show at least ±0.1."
+    """Mean (left, at least ±0.1) and std (right) of every layer's output, one line per scheme; guides at 0 and at the
+    target, open circles for layers that are zero by design."""
     reports = _as_dict(reports)
     names = max((list(r.df.layer) for r in reports.values()), key=len)
-    if axs is None: axs = plt.subplots(1, 2, figsize=figsize or (min(10.5, 9+len(names)/20), 4.8), layout='constrained')[1]
-    colors,log = scheme_colors(reports),zoom is None and _is_wide(reports)
+    if axs is None: axs = plt.subplots(1, 2, figsize=figsize or (_width(names, 9), 4.8), layout='constrained')[1]
+    log = zoom is None and _is_wide(reports)
     for ax,col in zip(axs, ('mean','std')):
-        for guide in {0.} if col=='mean' else {r.target for r in reports.values()}: ax.axhline(guide, color='0.5', lw=1, ls='--', zorder=1)
-        for k,r in reports.items(): _draw(ax, r.df, col, log and col=='std', colors[k], label=k, ls=_dashes.get(k, '-'))
-        if zoom is not None: ax.set_ylim(*((-zoom, zoom) if col=='mean' else (0, 1+zoom)))
-        elif col=='mean' and log and max(abs(v) for v in ax.get_ylim())>10: ax.set_yscale('symlog', linthresh=max(1, max(abs(v) for v in ax.get_ylim())*1e-6))
-        elif col=='std': ax.set_yscale('log') if log else ax.set_ylim(0, max(ax.get_ylim()[1], 1.25*max(r.target for r in reports.values())))
-        elif max(abs(v) for v in ax.get_ylim())<0.1: ax.set_ylim(-0.1, 0.1) # rounding noise is no signal
+        _panel(ax, reports, col, log, zoom)
         _ticks(ax, names)
-        ax.set_ylabel(f'{col} of the output' + (' (log scale)' if ax.get_yscale()!='linear' else ''))
-        ax.grid(alpha=0.25)
     handles = axs[0].get_legend_handles_labels()[0] + _marks(reports)
     axs[1].figure.legend(handles=handles, loc='outside upper center', ncols=min(6, len(handles)), frameon=False)
     return axs
@@ -111,10 +139,12 @@ def plot_hists(
     ax:plt.Axes|None=None, # Axes to draw in
     figsize:tuple|None=None, # Inches; None to fit the number of layers
 )->plt.Axes: # The axes
-    "The histogram of every layer's output, a column a layer, the share of its values as brightness: the fastai course's 'colorful dimension'; raises `ValueError` where there are none."
+    """The histogram of every layer's output, one column per layer, the share of its values as brightness: the fastai
+    course's 'colorful dimension'; raises `ValueError` where there are none."""
     h = hists.hists if isinstance(hists, InitReport) else hists
-    if h is None: raise ValueError('no histograms were recorded: `learn.init_report(hist=True)`, or pass `layer_hists(model, xb)`')
-    if ax is None: ax = plt.subplots(figsize=figsize or (min(10.5, 7+h.shape[1]/20), 4), layout='constrained')[1]
+    if h is None:
+        raise ValueError('no histograms were recorded: `learn.init_report(hist=True)`, or pass `layer_hists(model, xb)`')
+    if ax is None: ax = plt.subplots(figsize=figsize or (_width(list(h), 7), 4), layout='constrained')[1]
     step = h.index[1]-h.index[0]
     im = ax.imshow(np.log10(h.to_numpy().clip(1e-4)), origin='lower', aspect='auto', cmap='viridis', vmin=-4, vmax=0,
                    extent=(-0.5, h.shape[1]-0.5, h.index[0]-step/2, h.index[-1]+step/2))
@@ -129,15 +159,18 @@ def plot_grads(
     ax:plt.Axes|None=None, # Axes to draw in
     figsize:tuple|None=None, # Inches; None to fit the number of layers
 )->plt.Axes: # The axes
-    "Std of the loss's gradient at every layer's output, on a log scale; open circles where there is none; raises `ValueError` where none was recorded."
+    """Std of the loss's gradient at every layer's output, on a log scale; open circles where there is none;
+    raises `ValueError` where none was recorded."""
     reports = {k:r for k,r in _as_dict(reports).items() if 'grad_std' in r.df}
     if not reports: raise ValueError('no gradients were recorded: `learn.init_report(grads=True)`')
     names = max((list(r.df.layer) for r in reports.values()), key=len)
-    if ax is None: ax = plt.subplots(figsize=figsize or (min(10.5, 7+len(names)/20), 4), layout='constrained')[1]
+    if ax is None: ax = plt.subplots(figsize=figsize or (_width(names, 7), 4), layout='constrained')[1]
     for (k,r),c in zip(reports.items(), scheme_colors(reports).values()):
-        ax.plot(range(len(r.df)), r.df.grad_std.where(r.df.grad_std>0), color=c, marker='o' if len(r.df)<=30 else '.', ms=4, lw=1.5, label=k)
-        if (none := np.flatnonzero(r.df.grad_std==0)).size: # no place on a log scale
-            ax.plot(none, np.zeros(none.size), color=c, marker='o', mfc='white', ms=6, ls='', clip_on=False, zorder=5, transform=ax.get_xaxis_transform(), label=f'{k}: none')
+        y = r.df.grad_std
+        ax.plot(range(len(y)), y.where(y>0), color=c, marker='o' if len(y)<=30 else '.', ms=4, lw=1.5, label=k)
+        none = np.flatnonzero(y==0) # no place on a log scale
+        if none.size: ax.plot(none, 0*none, color=c, marker='o', mfc='white', ms=6, ls='', clip_on=False, zorder=5,
+                              transform=ax.get_xaxis_transform(), label=f'{k}: none')
     _ticks(ax, names)
     ax.set_yscale('log'); ax.set_ylabel('std of the gradient (log scale)')
     ax.grid(alpha=0.25); ax.legend(frameon=False)
@@ -156,7 +189,8 @@ def plot_depth(
         y = r.df['std'].to_numpy()
         ok = np.isfinite(y) & np.isfinite(r.df['mean'].to_numpy())
         end = len(y) if ok.all() else int(np.argmin(ok))
-        ax.plot(range(1, end+1), np.where(y[:end]>0, y[:end], np.nan), color=c, lw=1.5, label=k + ('' if ok.all() else f' (not finite from layer {end+1})'))
+        label = k if ok.all() else f'{k} (not finite from layer {end+1})'
+        ax.plot(range(1, end+1), np.where(y[:end]>0, y[:end], np.nan), color=c, lw=1.5, label=label)
         if not ok.all(): ax.axvline(end+1, color=c, lw=1, ls=':')
     ax.axhline(1, color='0.5', lw=1, ls='--', zorder=1)
     ax.set_yscale('log'); ax.set_xlabel('depth (layers)'); ax.set_ylabel('std of the output (log scale)')
@@ -164,8 +198,9 @@ def plot_depth(
     return ax
 
 # %% ../nbs/12_plot.ipynb #f36ecba1
-def _legend(ax): # beside the axes where it would cover the lines
-    ax.legend(frameon=False, **(dict(loc='center left', bbox_to_anchor=(1, 0.5)) if len(ax.get_legend_handles_labels()[1])>5 else {}))
+def _legend(ax): # right of the axes where it would cover the lines
+    many = len(ax.get_legend_handles_labels()[1])>5
+    ax.legend(frameon=False, **(dict(loc='center left', bbox_to_anchor=(1, 0.5)) if many else {}))
 
 def _metric_axes(results, metric, ax, figsize)->plt.Axes:
     "`ax` or new axes, to draw `metric` in"
@@ -180,7 +215,8 @@ def plot_metrics(
     ax:plt.Axes|None=None, # Axes to draw in
     figsize:tuple=(7,4), # Inches
 )->plt.Axes: # The axes
-    "A metric by epoch, one line a scheme: the mean over seeds, and a band from the lowest to the highest; raises `ValueError` without that column."
+    """A metric by epoch, one line per scheme: the mean over seeds, and a band from the lowest to the highest;
+    raises `ValueError` without that column."""
     ax = _metric_axes(results, metric, ax, figsize)
     colors = scheme_colors(results.scheme.unique())
     for k,df in results.groupby('scheme', sort=False):
@@ -199,19 +235,22 @@ def plot_lr_range(
     ax:plt.Axes|None=None, # Axes to draw in
     figsize:tuple=(7,4), # Inches
 )->plt.Axes: # The axes
-    "A metric by learning rate, one line a scheme: the mean over seeds, a bar from the lowest to the highest, and a star at the best rate; raises `ValueError` without that column."
+    """A metric by learning rate, one line per scheme: the mean over seeds, a bar from the lowest to the highest, and a
+    star at the best rate; raises `ValueError` without that column."""
     ax = _metric_axes(results, metric, ax, figsize)
-    names = results.scheme.unique()
+    names,last = results.scheme.unique(),results[results.epoch==results.epoch.max()]
     for i,(k,c) in enumerate(scheme_colors(names).items()):
-        g = results[(results.scheme==k) & (results.epoch==results.epoch.max())].groupby('lr')[metric].agg(['mean','min','max'])
+        g = last[last.scheme==k].groupby('lr')[metric].agg(['mean','min','max'])
         x = g.index*1.03**(i-(len(names)-1)/2) # side by side, so that the bars can be told apart
-        ax.errorbar(x, g['mean'], [g['mean']-g['min'], g['max']-g['mean']], color=c, ls=_dashes.get(k, '-'), lw=1.5, elinewidth=1, marker='o', ms=4, label=k)
+        ax.errorbar(x, g['mean'], [g['mean']-g['min'], g['max']-g['mean']], color=c, ls=_dashes.get(k, '-'), lw=1.5,
+                    elinewidth=1, marker='o', ms=4, label=k)
         best = g['mean'].argmax()
         ax.plot(x[best], g['mean'].iloc[best], color=c, marker='*', ms=12, mec='white', zorder=5)
     ax.set_xscale('log')
     rates = sorted(results.lr.unique())
     ax.set_xticks(rates, [f'{o:g}' for o in rates]); ax.minorticks_off()
-    ax.set_xlabel('peak learning rate (log scale)'); ax.set_ylabel(f"{metric.replace('_',' ')} after epoch {results.epoch.max()}")
+    ax.set_xlabel('peak learning rate (log scale)')
+    ax.set_ylabel(f"{metric.replace('_',' ')} after epoch {results.epoch.max()}")
     _legend(ax)
     return ax
 
@@ -226,7 +265,8 @@ def plot_side_by_side(
 )->Sequence: # The axes
     "A panel for each of `results` and one legend for all."
     nrows = -(-len(results)//ncols)
-    fig,axs = plt.subplots(nrows, ncols, figsize=(size[0]*ncols, size[1]*nrows+0.6), sharey=sharey, squeeze=False, layout='constrained')
+    figsize = size[0]*ncols,size[1]*nrows+0.6
+    fig,axs = plt.subplots(nrows, ncols, figsize=figsize, sharey=sharey, squeeze=False, layout='constrained')
     for ax in axs.flat[len(results):]: ax.remove()
     panels = list(axs.flat[:len(results)])
     for ax,(title,o) in zip(panels, results.items()):

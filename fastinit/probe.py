@@ -69,7 +69,7 @@ def all_or_nothing(
 
 # %% ../nbs/03_probe.ipynb #4daeb48f
 def _device_rngs():
-    "(Getter, setter) of the random state of each kind of device in use; others have none yet, and asking for it would start them"
+    "(Getter, setter) of the random state of each kind of device in use; asking others for theirs would start them"
     kinds = {'cuda'}
     if torch.accelerator.is_available(): kinds.add(torch.accelerator.current_accelerator().type)
     for m in [getattr(torch, k) for k in sorted(kinds)]:
@@ -80,7 +80,8 @@ def _device_rngs():
 @contextmanager
 def unmoved_rng()->Iterator[None]: # For `with`
     "Leave the random number generators of Python, NumPy and torch, on every device, where they are."
-    rngs:list = [(random.getstate,random.setstate), (np.random.get_state,np.random.set_state), (torch.get_rng_state,torch.set_rng_state), *_device_rngs()]
+    rngs:list = [(random.getstate,random.setstate), (np.random.get_state,np.random.set_state),
+                 (torch.get_rng_state,torch.set_rng_state), *_device_rngs()]
     backs = [partial(put, get()) for get,put in rngs]
     try: yield
     finally:
@@ -132,7 +133,8 @@ _constant = (*_numbers, bytes, type, nn.Module, torch.dtype, torch.device)
 
 def _is_constant(v):
     "Can a forward not change `v`?"
-    return type(v) in _numbers or isinstance(v, _constant) or isinstance(v, tuple) and all(type(o) in _numbers for o in v) or callable(v)
+    if type(v) in _numbers or isinstance(v, _constant) or callable(v): return True
+    return isinstance(v, tuple) and all(type(o) in _numbers for o in v)
 
 def _backs(values, depth=2):
     "Functions that put `values`, and objects in objects down to `depth`, back as they are now"
@@ -167,7 +169,8 @@ def _state(mods, notes):
         for m,(modules,params) in inside.items():
             new = [k for k in m._modules if k not in modules] + [k for k in m._parameters if k not in params]
             for k in new: delattr(m, k)
-            if new: notes.append(f"{type(m).__name__} makes {', '.join(new)} in its forward: pass one batch through the model, then initialize it")
+            if new: notes.append(f"{type(m).__name__} makes {', '.join(new)} in its forward: "
+                                 'pass one batch through the model, then initialize it')
         for m,was in attrs.items():
             for k in [k for k in vars(m) if k not in was and k not in skip[m]]: del vars(m)[k]
             vars(m).update(was)
@@ -179,7 +182,7 @@ def _state(mods, notes):
 # %% ../nbs/03_probe.ipynb #98cd7e1b
 @contextmanager
 def _modes(names, notes, bs):
-    "Normalization by the statistics of the batch unless the user froze it, all else in evaluation mode; `_state` puts it back"
+    "Normalization by the batch's statistics unless the user froze it, the rest in evaluation mode; `_state` puts it back"
     def _too_small(m, xs):
         x = xs[0]
         per_channel = x[0,0].numel() if isinstance(m, _InstanceNorm) else x.numel()//x.shape[1]
@@ -194,7 +197,8 @@ def _modes(names, notes, bs):
         else: vars(m)['training'] = training # a module's own setattr looks through everything else first
         if is_batchnorm(m) and training: vars(m)['track_running_stats'] = False
         if training and (bs<2 or isinstance(m, _InstanceNorm)): hooks.append(m.register_forward_pre_hook(_too_small))
-    if frozen: notes.append(f'{len(frozen)} normalization layers are in evaluation mode and used their running statistics')
+    if frozen:
+        notes.append(f'{len(frozen)} normalization layers are in evaluation mode and used their running statistics')
     try: yield
     finally:
         for h in hooks: h.remove()
@@ -214,7 +218,7 @@ def _no_fast_path(mods):
 # %% ../nbs/03_probe.ipynb #648b98ba
 @contextmanager
 def probing(
-    model:nn.Module, # Any model; on leaving, all but `but` is as before: parameters, buffers, attributes, modes, the random state
+    model:nn.Module, # Any; on leaving it is as before: parameters, buffers, attributes, modes, and the random state
     *xb, # The batch that will be passed
     but:Iterable=(), # Parameters that are changed on purpose, or saved elsewhere
 )->Iterator[list]: # For `with`; yields the notes
@@ -222,11 +226,12 @@ def probing(
     notes,names,but = [],layer_names(model),{id(p) for p in but}
     bs = next((len(o) for o in xb if isinstance(o, Tensor) and o.ndim), 1)
     others = [p for p in model.parameters() if id(p) not in but and not p.is_meta]
-    with torch.no_grad(), all_or_nothing(others, keep=False), unmoved_rng(), _state(names, notes), _modes(names, notes, bs), _no_fast_path(names): yield notes
+    with torch.no_grad(), all_or_nothing(others, keep=False), unmoved_rng(), _state(names, notes):
+        with _modes(names, notes, bs), _no_fast_path(names): yield notes
 
 # %% ../nbs/03_probe.ipynb #c5f3c674
 class InitError(ValueError):
-    "A model or batch that cannot be initialized; says which layer, what was wrong and what to do. The model is as it was."
+    "A model or batch that cannot be initialized: which layer, what is wrong, what to do. The model is as it was."
 
 def _culprit(e, names):
     "The innermost module of the traceback of `e`"
@@ -238,14 +243,22 @@ def _culprit(e, names):
 def _remedy(xb, e, model):
     "What to do about the error `e` that the batch `xb` gave"
     one = xb[0] if len(xb)==1 else None
-    if isinstance(one, str): return f"the batch comes here: pass it, and the scheme by name, as in `init_(model, '{one}', x)` or `lsuv_(model, x, pre='{one}')`"
-    if isinstance(one, (list,tuple)): return 'pass the parts of it that are inputs of the model, such as `*batch[:1]`, without the targets'
-    if isinstance(one, Mapping): return f"pass the values that are inputs of the model, such as batch['{next(iter(one), 'x')}']; or a wrapper whose forward takes the dict"
+    if isinstance(one, str):
+        return ("the batch comes here: pass it, and the scheme by name, "
+                f"as in `init_(model, '{one}', x)` or `lsuv_(model, x, pre='{one}')`")
+    if isinstance(one, (list,tuple)):
+        return 'pass the parts of it that are inputs of the model, such as `*batch[:1]`, without the targets'
+    if isinstance(one, Mapping):
+        return (f"pass the values that are inputs of the model, such as batch['{next(iter(one), 'x')}']; "
+                'or a wrapper whose forward takes the dict')
     if isinstance(one, np.ndarray): return 'pass a tensor: `torch.from_numpy(batch)`'
-    if hasattr(one, '__iter__') and not isinstance(one, Tensor): return 'pass one batch of it, without the targets: `x,y = next(iter(loader))`, then x'
-    if isinstance(e, TypeError) and 'positional argument' in str(e): return 'pass the inputs of the model alone: leave out the targets' if len(xb)>1 else 'pass all inputs of the model'
+    if hasattr(one, '__iter__') and not isinstance(one, Tensor):
+        return 'pass one batch of it, without the targets: `x,y = next(iter(loader))`, then x'
+    if isinstance(e, TypeError) and 'positional argument' in str(e):
+        return 'pass all inputs of the model' if len(xb)==1 else 'pass the inputs of the model alone: leave out the targets'
     device = next((p.device for p in model.parameters()), None)
-    if any(isinstance(o, Tensor) and o.device!=device for o in xb): return f"the model is on {device}: pass the batch there, `x.to('{device}')`"
+    if any(isinstance(o, Tensor) and o.device!=device for o in xb):
+        return f"the model is on {device}: pass the batch there, `x.to('{device}')`"
     return 'pass a batch that fits it'
 
 def forward(

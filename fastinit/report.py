@@ -38,7 +38,7 @@ def add_status(
     zero_weight:set, # Names of layers whose weight is 0
     target:float=1., # The std aimed at, where a row has none of its own
 )->None:
-    "Set the status of each row; an output of 0 is by design if the weight is 0, or what the layer just before gave was."
+    "Set the status of each row; an output of 0 is by design if the weight is, or what the layer just before gave."
     zero = False
     for r in rows:
         zero = r.mean==0 and r.std==0 and (zero or r.layer in zero_weight)
@@ -69,8 +69,8 @@ statuses = {
     'frozen': Status('frozen', 'kept as they are; unfreeze them, or `force=True`, to initialize them'),
     'shared': Status('shared', 'a weight or bias in several modules has no scale for all: look at their std below'),
     'not called': Status('not called', 'the batch did not reach them: if training does, initialize with such a batch'),
-    'unsupported parametrization': Status('unsupported parametrization', 'scale them before the parametrization is added'),
-    'unsupported output': Status('unsupported output', 'they give nothing that could be scaled: initialize them by hand'),
+    'unsupported parametrization': Status('unsupported parametrization', 'scale them before they are parametrized'),
+    'unsupported output': Status('unsupported output', 'what they give cannot be scaled: initialize them by hand'),
     'not affine': Status('not affine', 'their output is not proportional to their weight: initialize them by hand'),
     'off target': Status('off target', ''), # goes with another status: see `InitReport.remedy`
     'ok': Status('ok', '', '#d7f0dd'),
@@ -147,7 +147,7 @@ def by_status(self:InitReport)->dict: # Status → names of the layers, the wors
 _no_weight = 'LSUV has no weight to scale there: put a normalization layer after it, or scale what comes before by hand'
 _off_target = dict(
     activation="no scale of the layer gives the target std after its activation: use another activation, or at='layer'",
-    layer='rounding to 16 bits, or a layer that is corrected with it, keeps them from the target: look at their std below')
+    layer='rounding to 16 bits, or a layer corrected with it, keeps them from the target: look at their std below')
 
 @patch
 def remedy(self:InitReport,

@@ -76,7 +76,8 @@ def spread_sample(
     "31 evenly spread runs of 64 values of `o`, if there are many: enough to count with."
     v = flat(o)
     n = v.numel()
-    return (v if n<2**12 else v.as_strided((31,64), (n//31,1))).clone() # a prime, so that the runs do not stay in one channel
+    if n<2**12: return v.clone()
+    return v.as_strided((31,64), (n//31,1)).clone() # 31 is a prime, so that the runs do not stay in one channel
 
 # %% ../nbs/00_tensors.ipynb #83316594
 def sample_values(

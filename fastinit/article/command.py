@@ -33,8 +33,10 @@ def _report(cfg, results, info):
     "What was found, as text"
     runs,seeds = results.groupby(['scheme','lr','seed']),len(cfg['seeds'])
     of_seeds = f', mean (lowest–highest) of {seeds} seeds' if seeds>1 else ''
-    return f"""{cfg['model']} on {Path(cfg['data']).name}, {cfg['size']} px, {cfg['epochs']} epochs of one-cycle {cfg['opt']}:\
- {runs.ngroups} runs, {runs.cpu_s.first().sum()/60:.1f} minutes of CPU time, {int(last_epoch(results).diverged.sum())} not finite at the end
+    minutes,bad = runs.cpu_s.first().sum()/60,int(last_epoch(results).diverged.sum())
+    how = f"{cfg['size']} px, {cfg['epochs']} epochs of one-cycle {cfg['opt']}"
+    spent = f'{runs.ngroups} runs, {minutes:.1f} minutes of CPU time, {bad} not finite at the end'
+    return f"""{cfg['model']} on {Path(cfg['data']).name}, {how}: {spent}
 
 Accuracy after epoch {cfg['epochs']} by peak learning rate{of_seeds}:
 
@@ -47,7 +49,7 @@ At the best rate of each:
 {info}"""
 
 # %% ../../nbs/25_article_command.ipynb #922eeaba
-#: How the command is called, noted beside its results; for scripts that add models and starts to it
+#: How the command is called, noted with its results; for scripts that add models and initializations to it
 prog = ['fastinit-article']
 
 def _command(experiment, given):
@@ -69,9 +71,17 @@ def _write(out, results, reports, text):
     (out/'results.txt').write_text(text+'\n', encoding='utf-8')
     return [out/o for o in ('results.csv','results.txt','run.json','init_stats.csv')] + list(charts)
 
+# %% ../../nbs/25_article_command.ipynb #52959e9d
+def _run(experiment, out, settings, given, best_of, command):
+    "Train what is not done yet; (settings, data, results)"
+    cfg = read_experiment(experiment, settings, **given)
+    best = None if best_of is None else best_table(read_results(best_of)[0]).best_lr.to_dict()
+    dls = get_data(**{k:cfg[k] for k in ('data','size','bs','n_train','n_valid')})
+    return cfg,dls,run_experiment(cfg, out, dls, command, best)
+
 @call_parse
 def main(
-    experiment:str, # Section of the settings: simple, xresnet50, xresnet50_bn, xresnet50_affine; it has what is not given here
+    experiment:str, # Section of the settings (simple, xresnet50, xresnet50_bn and more), which has what is not given here
     out:str='results', # Folder for results.csv and the charts; what is done in it already is not repeated
     settings:str|None=None, # File of experiments, whose values the options below replace; default: those of the package
     model:str|None=None, # simple_convnet, convnet10 (20, 50), xresnet18 (34, 50, 101), with _bn or _affine
@@ -84,24 +94,21 @@ def main(
     opt:str|None=None, # adam or sgd
     amp:bool=False, # Train in bfloat16; layers are initialized and measured in float32
     lrs:str|None=None, # Peak learning rates of the one-cycle schedule, as '3e-4 1e-3'
-    schemes:str|None=None, # Starts, as 'default kaiming lsuv'; also normal, xavier, orthogonal, lsuv_activation and more
+    schemes:str|None=None, # As 'default kaiming lsuv'; also normal, xavier, orthogonal, lsuv_activation and more
     seeds:str|None=None, # A run for each, as '0 1 2'
-    best_of:str|None=None, # Folder of earlier results: run each start only at the learning rate that was its best there
+    best_of:str|None=None, # Folder of earlier results: run each scheme only at the rate that was its best there
 )->None:
     """Run an experiment of the article; writes results.csv, its settings and the charts, and prints the accuracies.
-    A run that was ended goes on after the last epoch it finished. Exits with a message if something is wrong (`SystemExit`)."""
+    A run that was ended goes on after the last epoch it finished. Exits with a message if something is wrong
+    (`SystemExit`)."""
     given = dict(model=model, data=data, size=size, n_train=n_train, n_valid=n_valid, bs=bs, epochs=epochs, opt=opt,
                  amp='yes' if amp else None, lrs=lrs, schemes=schemes, seeds=seeds)
     given,out = {k:v for k,v in given.items() if v is not None},Path(out)
     command = _command(experiment, dict(given, best_of=best_of) if best_of else given)
     plt.switch_backend('agg')
-    try:
-        cfg = read_experiment(experiment, settings, **given)
-        best = None if best_of is None else best_table(read_results(best_of)[0]).best_lr.to_dict()
-        dls = get_data(**{k:cfg[k] for k in ('data','size','bs','n_train','n_valid')})
-        results = run_experiment(cfg, out, dls, command, best)
+    try: cfg,dls,results = _run(experiment, out, settings, given, best_of, command)
     except (ValueError, FileNotFoundError) as e: raise SystemExit(f'fastinit-article: {e}')
     text = _report(cfg, results, f'Made by: {command}')
     made = _write(out, results, init_reports(dls, cfg['model'], cfg['schemes'], cfg['seeds'][0]), text)
-    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='replace') # a terminal that cannot show – gets ?
+    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='replace') # a terminal without – gets ?
     print(f'\n{text}\n', *made, sep='\n')

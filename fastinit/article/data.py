@@ -54,6 +54,10 @@ def _idx_file(path, name): return first(sorted(Path(path).rglob(f'{name}-ubyte*'
 #: Where Fashion-MNIST is looked for: Debian's package, torchvision's and fastai's folders
 fashion_paths = ['/usr/share/datasets/fashion-mnist', 'data/FashionMNIST', Path.home()/'.fastai/data/FashionMNIST']
 
+_no_fashion_mnist = ('no Fashion-MNIST found. On Debian and Ubuntu: `apt-get install dataset-fashion-mnist`; '
+    'elsewhere: `python -c "import torchvision; torchvision.datasets.FashionMNIST(\'data\', download=True)"`; '
+    'or pass the folder that holds it: --data FOLDER')
+
 def fashion_mnist(
     size:int=28, # Pixels a side, resized from 28
     bs:int=64, # Batch size
@@ -61,12 +65,10 @@ def fashion_mnist(
     n_valid:int=0, # Images to validate on, at most 10,000; 0 for all
     path:str|Path|None=None, # Folder that holds the four files, at any depth; None to look in `fashion_paths`
 )->DataLoaders: # Images of shape (bs, 3, size, size) with mean 0 and std 1, classes 0–9
-    """Fashion-MNIST, or any set in MNIST's format: its training images to train, its test images to validate, or the same few of them each
-    time; raises `FileNotFoundError` that says where to get it."""
+    """Fashion-MNIST, or any set in MNIST's format: its training images to train, its test images to validate, or the
+    same few of them each time; raises `FileNotFoundError` that says where to get it."""
     path = first(p for p in (fashion_paths if path is None else [path]) if _idx_file(p, 'train-images-idx3'))
-    if path is None: raise FileNotFoundError('no Fashion-MNIST found. On Debian and Ubuntu: `apt-get install dataset-fashion-mnist`; '
-        'elsewhere: `python -c "import torchvision; torchvision.datasets.FashionMNIST(\'data\', download=True)"`; '
-        'or pass the folder that holds it: --data FOLDER')
+    if path is None: raise FileNotFoundError(_no_fashion_mnist)
     def _parts(kind): return [_read_idx(_idx_file(path, f'{part}-{kind}')) for part in ('train','t10k')]
     x,y = _parts('images-idx3'),_parts('labels-idx1')
     idx = [_pick(range(len(o)), n) for o,n in zip(y, (n_train, n_valid))]
@@ -93,15 +95,16 @@ class _Images:
     def __len__(self): return len(self.items)
     def __getitem__(self, i): return (self.kept[i] if self.kept else self.decode(self.items[i])), self.y[i]
 
+# %% ../../nbs/20_article_data.ipynb #737fbdbb
 def image_folder(
-    path:str|Path, # Folder of images, one folder a class; with train and val (or valid, test) above them, or split 80:20
+    path:str|Path, # Folder of images, one folder per class; with train and val (valid, test) above, or split 80:20
     size:int=128, # Pixels a side, cropped to a square
     bs:int=64, # Batch size
     n_train:int=0, # Images to train on; 0 for all
     n_valid:int=0, # Images to validate on; 0 for all
 )->DataLoaders: # Images of shape (bs, 3, size, size), normalized by ImageNet's mean and std on the device
-    """Any images in folders named by class; the split is always the same, and there is no augmentation. They are kept in memory
-    if they fit in `in_memory` bytes, else decoded by workers; raises `FileNotFoundError` if there are none."""
+    """Any images in folders named by class; the split is always the same, and there is no augmentation. They are kept
+    in memory if they fit in `in_memory` bytes, else decoded by workers; raises `FileNotFoundError` if there are none."""
     path,files = Path(path),get_image_files(path).sorted()
     if not files: raise FileNotFoundError(f'no images in {path}: pass a folder that holds one folder of images a class')
     valid = first(d for d in ('val','valid','test') if (path/'train').is_dir() and (path/d).is_dir())
@@ -119,8 +122,8 @@ def imagenette(
     n_train:int=0, # Images to train on, at most 9,469; 0 for all
     n_valid:int=0, # Images to validate on, at most 3,925; 0 for all
 )->DataLoaders: # As `image_folder` gives them, 10 classes
-    """The article's own data, downloaded by fastai the first time (`URLs.IMAGENETTE_160`); raises `FileNotFoundError` that says what to do
-    without a network."""
+    """The article's own data, downloaded by fastai the first time (`URLs.IMAGENETTE_160`); raises `FileNotFoundError`
+    that says what to do without a network."""
     try: path = untar_data(URLs.IMAGENETTE_160)
     except (URLError, OSError) as e:
         raise FileNotFoundError(f'Imagenette could not be downloaded ({e}). Where there is a network: '
@@ -139,5 +142,6 @@ def get_data(
     "The data that `data` stands for; raises `FileNotFoundError` that says what to do if it is not there."
     if data in datasets: return datasets[data](**kwargs)
     path = Path(data).expanduser()
-    if not path.is_dir(): raise FileNotFoundError(f"data = '{data}' is not a folder; known names: {', '.join(datasets)}")
+    if not path.is_dir():
+        raise FileNotFoundError(f"data = '{data}' is not a folder; known names: {', '.join(datasets)}")
     return fashion_mnist(path=path, **kwargs) if _idx_file(path, 'train-images-idx3') else image_folder(path, **kwargs)

@@ -22,9 +22,10 @@ def simple_convnet(
     c:int=10, # Number of classes
     act_cls:type=nn.ReLU, # Activation
 )->nn.Module: # Input of shape (bs, 3, height, width), output (bs, c)
-    "The article's simple architecture: four convolutions of stride 2, each followed by a ReLU, pooling and a linear layer."
+    "The article's simple architecture: four convolutions of stride 2, each with a ReLU, pooling and a linear layer."
     conv = partial(ConvLayer, stride=2, norm_type=None, act_cls=act_cls)
-    return nn.Sequential(conv(3,32,ks=5), conv(32,64), conv(64,128), conv(128,128), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128,c))
+    convs = conv(3,32,ks=5),conv(32,64),conv(64,128),conv(128,128)
+    return nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128,c))
 
 # %% ../../nbs/21_article_models.ipynb #6d640cbd
 def plain_convnet(
@@ -36,7 +37,8 @@ def plain_convnet(
     "As the simple convnet, but deep: two convolutions of stride 2, then of stride 1, without shortcuts."
     conv = partial(ConvLayer, norm_type=None, act_cls=act_cls)
     stem = conv(3,width//2,ks=5,stride=2),conv(width//2,width,stride=2)
-    return nn.Sequential(*stem, *(conv(width,width) for _ in range(depth-3)), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width,c))
+    convs = [conv(width,width) for _ in range(depth-3)]
+    return nn.Sequential(*stem, *convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width,c))
 
 # %% ../../nbs/21_article_models.ipynb #eee22a69
 class Affine(nn.Module):
@@ -91,8 +93,8 @@ inits = dict(
     lsuv_uncentered = ('lsuv', dict(center=False)), # after Kaiming
     lsuv_orthogonal = ('lsuv', dict(pre='orthogonal', center=False)), # the paper's
     lsuv_activation = ('lsuv', dict(at='activation')), # the article's: mean 0 and std 1 after the ReLU
-    lsuv_small_branches = ('lsuv', dict(branch_scale=0.25)), # after Kaiming, mean 0, the last layer of each residual branch at 0.25
-    lsuv_residual = ('lsuv_residual', {})) # after Kaiming, each channel's mean 0, the last layer of each residual branch 0
+    lsuv_small_branches = ('lsuv', dict(branch_scale=0.25)), # after Kaiming, mean 0, residual branches end at 0.25
+    lsuv_residual = ('lsuv_residual', {})) # after Kaiming, each channel's mean 0, residual branches end at 0
 
 # %% ../../nbs/21_article_models.ipynb #e486aad5
 #: Name in `inits` → function that changes a new model, for those that need more than weights
@@ -128,9 +130,8 @@ def init_reports(
 # %% ../../nbs/21_article_models.ipynb #b522135b
 def report_part(
     reports:dict, # Name → `InitReport`
-    after_relu:bool=False, # The activations; the layers with weights otherwise
+    after_relu:bool=False, # The activations? Else the layers with weights
 )->dict: # The same with fewer rows
     "The part of each report that one chart shows."
     types = ['ReLU','GeneralReLU'] if after_relu else ['Conv2d','Linear','BatchNorm2d','Affine']
-    def _part(r): return r.only(types)
-    return {k:_part(r) for k,r in reports.items()}
+    return {k:r.only(types) for k,r in reports.items()}

@@ -29,7 +29,8 @@ def new_learner(
     set_seed(seed, reproducible=True)
     dls = DataLoaders(*(o.new() for o in dls.loaders), device=dls.device) # whose order starts from the seed
     kind,kwargs = inits[scheme]
-    return Learner(dls, build_model(model, scheme, dls.c), opt_func=opts[opt], metrics=accuracy, cbs=InitCallback(kind, **kwargs))
+    net = build_model(model, scheme, dls.c)
+    return Learner(dls, net, opt_func=opts[opt], metrics=accuracy, cbs=InitCallback(kind, **kwargs))
 
 # %% ../../nbs/23_article_runs.ipynb #204e24c8
 class _Autocast(Callback):
@@ -41,6 +42,7 @@ class _Autocast(Callback):
     def after_pred(self): self.learn.pred = to_float(self.pred)
     def after_loss(self): self.autocast.__exit__(None, None, None)
 
+# %% ../../nbs/23_article_runs.ipynb #f9807079
 class _Resume(Callback):
     "Keep in `path`, after each epoch, all that the rest of the run needs; go on from there if `run` was ended"
     order = Recorder.order+1
@@ -61,10 +63,13 @@ class _Resume(Callback):
     def after_epoch(self):
         if self.epoch<self.start: return
         self.values.append([float(o) for o in self.learn.final_record])
-        if not self.path: return
+        if self.path: self.keep()
+    def keep(self):
+        "All of the file or nothing"
         loss = self.learn.recorder.smooth_loss
-        state = dict(run=self.run, values=self.values, spent=self.cpu_s(), model=self.model.state_dict(), opt=self.opt.state_dict(),
-                     loss=(loss.count, loss.val), orders=[o.rng.getstate() for o in self.dls.loaders], random=get_random_states())
+        state = dict(run=self.run, values=self.values, spent=self.cpu_s(), loss=(loss.count, loss.val),
+                     model=self.model.state_dict(), opt=self.opt.state_dict(),
+                     orders=[o.rng.getstate() for o in self.dls.loaders], random=get_random_states())
         tmp = self.path.with_suffix('.tmp')
         torch.save(state, tmp)
         os.replace(tmp, self.path)
@@ -72,6 +77,7 @@ class _Resume(Callback):
         "Seconds of this process alone, whatever else the machine does, and of those before that it goes on from"
         return self.spent + time.process_time() - self.t
 
+# %% ../../nbs/23_article_runs.ipynb #f34d4151
 def run_cell(
     dls:DataLoaders, # Data
     model:str, # Name in `architectures`
@@ -82,9 +88,10 @@ def run_cell(
     opt:str='adam', # Name in `opts`
     amp:bool=False, # Train in bfloat16 (autocast)? Layers are initialized and measured in float32
     state:Path|None=None, # Keeps what a run that is ended needs to go on after its last epoch; None to keep nothing
-)->list: # A dict an epoch: scheme, lr, seed, epoch, train_loss, valid_loss, accuracy; diverged and cpu_s (CPU time) of the whole run
+)->list: # A dict per epoch: scheme, lr, seed, epoch, train_loss, valid_loss, accuracy; of the whole run diverged, cpu_s
     "Train `model` once."
-    learn,resume = new_learner(dls, model, scheme, seed, opt),_Resume(state, [model, scheme, lr, seed, epochs, opt, amp])
+    learn = new_learner(dls, model, scheme, seed, opt)
+    resume = _Resume(state, [model, scheme, lr, seed, epochs, opt, amp])
     with learn.no_bar(), learn.no_logging(), learn.added_cbs(_Autocast() if amp else None):
         learn.fit_one_cycle(epochs, lr, cbs=[TerminateOnNaNCallback(), resume])
         vals = resume.values
@@ -94,7 +101,7 @@ def run_cell(
     return [dict(zip(columns, (scheme, lr, seed, i+1, *v)), **run) for i,v in enumerate(vals)]
 
 # %% ../../nbs/23_article_runs.ipynb #af58fdbf
-_same = ('data','model','size','n_train','n_valid','bs','epochs','opt','amp') # what the cells of one results.csv have in common
+_same = ('data','model','size','n_train','n_valid','bs','epochs','opt','amp')
 
 def processor()->str: # As the system names it
     "What computes: the GPU's name, or the CPU's"
@@ -107,15 +114,20 @@ def _settings(cfg):
     "Those that the cells have in common; a folder of images by its name, wherever it is on this machine"
     return {**{k:cfg[k] for k in _same}, 'data':Path(cfg['data']).name}
 
+def _made_by(csv, want):
+    "The commands that made `csv` so far; raises if they had other settings than `want`"
+    if not csv.exists(): return []
+    if not (csv.parent/'run.json').exists():
+        raise ValueError(f'{csv} has no run.json next to it that tells its settings: pass another --out')
+    was,made_by = read_run(csv.parent)
+    if diff := [f'{k} = {was.get(k)}, not {v}' for k,v in want.items() if was.get(k)!=v]:
+        raise ValueError(f"{csv} was made with {'; '.join(diff)}: pass another --out, or remove it")
+    return made_by
+
 def _read_done(out, cfg, command):
     "The finished cells in `out`, of the same settings; notes the command there"
-    csv,want,made_by = out/'results.csv',_settings(cfg),[]
-    if csv.exists():
-        if not (out/'run.json').exists():
-            raise ValueError(f'{csv} has no run.json beside it that tells its settings: pass another --out')
-        was,made_by = read_run(out)
-        if diff := [f'{k} = {was.get(k)}, not {v}' for k,v in want.items() if was.get(k)!=v]:
-            raise ValueError(f"{csv} was made with {'; '.join(diff)}: pass another --out, or remove it")
+    csv,want = out/'results.csv',_settings(cfg)
+    made_by = _made_by(csv, want)
     out.mkdir(parents=True, exist_ok=True)
     now = dict(command=command, processor=processor(), machine=platform.machine(), threads=torch.get_num_threads(),
                python=platform.python_version(), **{n:version(n) for n in ('fastai-fastinit','fastai','torch')})
@@ -134,13 +146,13 @@ def _save(df, path):
 # %% ../../nbs/23_article_runs.ipynb #9afec6b9
 def run_experiment(
     cfg:dict, # As `read_experiment` gives it
-    out:str|Path|None=None, # Folder with results.csv, to which each finished cell is added and whose cells are not run again
+    out:str|Path|None=None, # Folder with results.csv: each finished cell is added, and those in it are not run again
     dls:DataLoaders|None=None, # Data, if it is there already
-    command:str='', # What made it, noted beside the results
+    command:str='', # What made it, noted with the results
     best:dict|None=None, # Scheme → the only learning rate to run it at; None for all of `cfg`
-)->pd.DataFrame: # One row a scheme × learning rate × seed × epoch, as `run_cell` gives them
-    """Train every scheme at every learning rate from every seed, with a progress bar over the runs; seed by seed, so that what is
-    unfinished is balanced. A run that was ended goes on after the last epoch that it finished."""
+)->pd.DataFrame: # One row per scheme × learning rate × seed × epoch, as `run_cell` gives them
+    """Train every scheme at every learning rate from every seed, with a progress bar over the runs; seed by seed, so
+    that what is unfinished is balanced. A run that was ended goes on after the last epoch that it finished."""
     res = pd.DataFrame(columns=['scheme','lr','seed','epoch']) if out is None else _read_done(Path(out), cfg, command)
     if dls is None: dls = get_data(**{k:cfg[k] for k in ('data','size','bs','n_train','n_valid')})
     rates = {k: cfg['lrs'] if best is None else [best[k]] for k in cfg['schemes']}

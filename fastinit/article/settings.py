@@ -14,34 +14,40 @@ from .models import *
 import fastinit
 
 # %% ../../nbs/22_article_settings.ipynb #ace80818
-#: Optimizers of an experiment. 'adam' is fastai's `Adam` step by step, in torch's fused code: on a CPU it takes a fifth of the time
-opts = dict(adam=partial(OptimWrapper, opt=torch.optim.AdamW, betas=(0.9,0.99), eps=1e-5, weight_decay=0.01, fused=True), sgd=SGD)
+_adam = partial(OptimWrapper, opt=torch.optim.AdamW, betas=(0.9,0.99), eps=1e-5, weight_decay=0.01, fused=True)
+
+#: Optimizers of an experiment. 'adam' is fastai's `Adam` in torch's fused code, which takes a fifth of the time on a CPU
+opts = dict(adam=_adam, sgd=SGD)
 
 # %% ../../nbs/22_article_settings.ipynb #94118b63
-#: The article's experiments
-settings_file = Path(fastinit.__file__).parent/'article'/'experiments.ini'
-
-class _Kind:
-    "What a setting may be: what makes a value of the text, what to say of one that is none, and a condition"
+class _Setting:
+    "What a setting may be: `of` makes a value of its text, `ok` says if that is one, `what` is what to say if not"
     def __init__(self, of, what, ok=lambda o: True): store_attr()
     def read(self, text):
         value = self.of(text)
         if not self.ok(value): raise ValueError
         return value
 
-def _whole(low): return _Kind(int, f'a whole number, {low} or more', lambda n: n>=low)
-def _name(known): return _Kind(str, f"known; there are {', '.join(known)}", lambda s: s in known)
-def _list(kind):
-    return _Kind(lambda s: list(dict.fromkeys(map(kind.read, s.split()))), f'a list, separated by spaces, each {kind.what}', len)
+def _whole(low): return _Setting(int, f'a whole number, {low} or more', lambda n: n>=low)
 
-_rate = _Kind(float, 'a positive number', lambda r: 0<r<math.inf)
-_flag = _Kind(lambda s: ConfigParser.BOOLEAN_STATES.get(s.lower()), 'yes or no', lambda o: o is not None)
+def _name(known): return _Setting(str, f"known; there are {', '.join(known)}", lambda s: s in known)
 
-_keys = dict(data=_Kind(str, 'a name or folder'), model=_name(architectures), size=_whole(8), n_train=_whole(0), n_valid=_whole(0),
-             bs=_whole(2), epochs=_whole(1), opt=_name(opts), amp=_flag, lrs=_list(_rate), schemes=_list(_name(inits)),
-             seeds=_list(_whole(0)))
+def _list(each): # of unlike values
+    def _read(text): return list(dict.fromkeys(map(each.read, text.split())))
+    return _Setting(_read, f'a list, separated by spaces, each {each.what}', len)
+
+_rate = _Setting(float, 'a positive number', lambda r: 0<r<math.inf)
+_flag = _Setting(lambda s: ConfigParser.BOOLEAN_STATES.get(s.lower()), 'yes or no', lambda o: o is not None)
+
+# %% ../../nbs/22_article_settings.ipynb #2cee3fcf
+_keys = dict(data=_Setting(str, 'a name or folder'), model=_name(architectures), size=_whole(8), n_train=_whole(0),
+             n_valid=_whole(0), bs=_whole(2), epochs=_whole(1), opt=_name(opts), amp=_flag, lrs=_list(_rate),
+             schemes=_list(_name(inits)), seeds=_list(_whole(0)))
 
 # %% ../../nbs/22_article_settings.ipynb #046cbc02
+#: The article's experiments
+settings_file = Path(fastinit.__file__).parent/'article'/'experiments.ini'
+
 def read_experiment(
     name:str, # Section of the settings
     path:str|Path|None=None, # The file; None for `settings_file`
@@ -49,8 +55,10 @@ def read_experiment(
 )->dict: # data, model, size, n_train, n_valid, bs, epochs, opt, amp, lrs, schemes, seeds
     "One experiment of the settings, checked; raises `ValueError` or `FileNotFoundError` that names what is wrong."
     path,cfg = path or settings_file,ConfigParser()
-    if not cfg.read(path): raise FileNotFoundError(f'no settings at {path}: pass another --settings, or none for those of fastinit')
-    if name not in cfg or name=='DEFAULT': raise ValueError(f"no experiment '{name}' in {path}; there are {', '.join(cfg.sections())}")
+    if not cfg.read(path):
+        raise FileNotFoundError(f'no settings at {path}: pass another --settings, or none for those of fastinit')
+    if name not in cfg or name=='DEFAULT':
+        raise ValueError(f"no experiment '{name}' in {path}; there are {', '.join(cfg.sections())}")
     res = {}
     for k,v in {'amp':'no', **cfg[name], **kwargs}.items():
         where = f"--{k.replace('_','-')}" if k in kwargs else f'{path} [{name}]: {k}'
@@ -71,8 +79,9 @@ def read_run(
     return settings,info.get('made_by', [info])
 
 #: Data set → its name, and how many images there are to train and to validate on
-data_sets = dict(digits=('digits',1437,360), fashion_mnist=('Fashion-MNIST',60000,10000), imagenette=('Imagenette',9469,3925),
-                 imagenette128=('Imagenette',9469,3925), cifar10_20k=('CIFAR-10',20000,5000))
+data_sets = dict(
+    digits=('digits',1437,360), fashion_mnist=('Fashion-MNIST',60000,10000), cifar10_20k=('CIFAR-10',20000,5000),
+    imagenette=('Imagenette',9469,3925), imagenette128=('Imagenette',9469,3925))
 
 def experiment_title(
     path:str|Path, # Folder that `fastinit-article` filled

@@ -45,16 +45,16 @@ def _range(a):
 def accuracy_table(
     results:pd.DataFrame, # As `run_experiment` gives it
 )->pd.DataFrame: # A row a scheme, a column a learning rate
-    "Accuracy after the last epoch: mean over seeds, and the lowest and highest in brackets where there are more than one."
+    "Accuracy after the last epoch: mean over seeds, and the lowest and highest in brackets where there are several."
     table = last_epoch(results).groupby(['scheme','lr']).accuracy.agg(_range).unstack()
     return table.reindex(results.scheme.unique()).rename(columns='{:g}'.format)
 
 # %% ../../nbs/24_article_tables.ipynb #e0b4be59
 def best_table(
     results:pd.DataFrame, # As `run_experiment` gives it
-    share:float=0.9, # A rate counts as one at which a scheme trains if it reaches this share of the best accuracy of all
+    share:float=0.9, # A scheme trains at a rate if it reaches this share of the best accuracy of all there
 )->pd.DataFrame: # A row a scheme: best lr, mean, min and max of the accuracy there, and the rates at which it trains
-    "The best learning rate of each scheme, what it gives after the last epoch, and the rates at which the scheme trains at all."
+    "The best learning rate of each scheme, what it gives after the last epoch, and the rates at which it trains at all."
     g = last_epoch(results).groupby(['scheme','lr']).accuracy.agg(['mean','min','max','count'])
     rows = {}
     for k in results.scheme.unique():
@@ -63,7 +63,8 @@ def best_table(
         ok = d.index[d['mean']>=share*g['mean'].max()]
         best = d['mean'].idxmax() # of equals the smallest
         rows[k] = dict(best_lr=best, **d.loc[best], trains_at=' '.join(f'{o:g}' for o in ok) or 'none')
-    return pd.DataFrame(rows).T.rename(columns={'count':'seeds'}).rename_axis('scheme').infer_objects().astype({'seeds':int})
+    res = pd.DataFrame(rows).T.rename(columns={'count':'seeds'}).rename_axis('scheme')
+    return res.infer_objects().astype({'seeds':int})
 
 # %% ../../nbs/24_article_tables.ipynb #dfd8a02b
 def at_best_lr(
@@ -78,11 +79,12 @@ def difference_table(
     results:pd.DataFrame, # As `run_experiment` gives it
     a:str='lsuv', # Name of a scheme
     b:str='kaiming', # Name of another
-)->pd.DataFrame: # A row a learning rate: mean, min and max of the accuracy of `a` less that of `b`, and in how many seeds `a` is better
+)->pd.DataFrame: # A row per learning rate: mean, min and max of the difference, and in how many seeds `a` is better
     "How much better `a` is than `b` after the last epoch, seed by seed."
     d = last_epoch(results).set_index(['lr','seed','scheme']).accuracy.unstack()
     d = (d[a]-d[b]).dropna().groupby('lr')
-    return d.agg(['mean','min','max','size', lambda o: int((o>0).sum())]).set_axis(['mean','min','max','seeds','seeds_better'], axis=1)
+    res = d.agg(['mean','min','max','size', lambda o: int((o>0).sum())])
+    return res.set_axis(['mean','min','max','seeds','seeds_better'], axis=1)
 
 # %% ../../nbs/24_article_tables.ipynb #564552dc
 def read_results(
@@ -96,7 +98,8 @@ def read_results(
     on = f" of {last['processor']}" if 'processor' in last else ''
     out = '/'.join(path.parts[-3:])
     commands = ', '.join(dict.fromkeys(f"`{o['command']} --out {out}`" for o in made_by))
-    return df,(f"{runs.ngroups} runs, seed{'s' if len(seeds)>1 else ''} {', '.join(map(str, seeds))}; {minutes:.0f} minutes of CPU time, "
+    of_seeds = f"seed{'s' if len(seeds)>1 else ''} {', '.join(map(str, seeds))}"
+    return df,(f"{runs.ngroups} runs, {of_seeds}; {minutes:.0f} minutes of CPU time, "
                f"{last['threads']} thread{on}; torch {last['torch']}, fastai {last['fastai']}. Made by {commands}")
 
 # %% ../../nbs/24_article_tables.ipynb #2017cac5
@@ -124,12 +127,13 @@ def fullest(
 def summary_table(
     folders:dict, # Title of a row → folder that `fastinit-article` filled
     schemes:Iterable=('default','kaiming','lsuv'), # Columns, names in `inits`
-)->pd.DataFrame: # A row an experiment: on what, the accuracy after the last epoch, its range over seeds, and the learning rate
+)->pd.DataFrame: # A row per experiment: on what, the accuracy after the last epoch, its range, and the learning rate
     "What each scheme reached at its best learning rate, in every experiment."
     rows = {}
     for title,path in folders.items():
         last = last_epoch(at_best_lr(whole_seeds(read_results(path)[0])))
         by = {k:o for k,o in last.groupby('scheme') if k in schemes}
         acc = {k: f'{_range(by[k].accuracy)} at {by[k].lr.iloc[0]:g}' if k in by else 'missing' for k in schemes}
-        rows[title] = {'trained on':experiment_title(path), **acc, 'seeds':min((len(o) for o in by.values()), default=0)}
+        seeds = min((len(o) for o in by.values()), default=0)
+        rows[title] = {'trained on':experiment_title(path), **acc, 'seeds':seeds}
     return pd.DataFrame(rows).T

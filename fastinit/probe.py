@@ -38,9 +38,7 @@ def _touches(p, groups): return any(shares_memory(p, o) for o in groups.get(memo
 
 class Saved:
     "The values of `params`, to be put back bit by bit."
-    def __init__(self, params:Iterable):
-        params = list(params)
-        self.values = [(p, p.data, was) for p,was in zip(params, copies(params))]
+    def __init__(self, params:Iterable): self.values = [(p, p.data, p.detach().clone()) for p in params]
 
     @torch.no_grad()
     def restore(self,

@@ -6,7 +6,7 @@ Docs: https://fastinit.github.io/fastinit/tensors.html.md"""
 
 # %% auto #0
 __all__ = ['all_tensors', 'first_tensor', 'sum_of', 'norm_of', 'flat', 'spread_sample', 'sample_values', 'read_all', 'memory_of',
-           'shares_memory', 'copies']
+           'shares_memory']
 
 # %% ../nbs/00_tensors.ipynb #44b6f0c9
 from fastai.basics import *
@@ -118,15 +118,3 @@ def shares_memory(
     if not a.numel() or not b.numel() or memory_of(a)!=memory_of(b): return False
     (a0,a1),(b0,b1) = _range(a),_range(b)
     return a0<b1 and b0<a1
-
-# %% ../nbs/00_tensors.ipynb #5a0c7d11
-def _in_numpy(t): return t.is_cpu and type(t.data) is Tensor and t.layout==torch.strided and not t.is_quantized and t.is_contiguous()
-
-def copies(
-    ts:Iterable, # Tensors of any shapes and dtypes, on any devices
-)->list: # As many tensors without gradients
-    "Copies of `ts`; of those on the CPU in one piece of NumPy's memory, which takes less than half the time."
-    ts = [t.detach() for t in ts]
-    sizes = [-(-t.nbytes//64)*64 if _in_numpy(t) else 0 for t in ts] # each begins where a number of any dtype may
-    pieces = torch.from_numpy(np.empty(sum(sizes), dtype=np.uint8)).split(sizes)
-    return [m[:t.nbytes].view(t.dtype).view(t.shape).copy_(t) if len(m) else t.clone() for t,m in zip(ts, pieces)]

@@ -50,6 +50,10 @@ def _is_wide(reports):
     stds = stds[np.isfinite(stds) & (stds>0)]
     return len(stds)>0 and stds.max()/stds.min()>100
 
+def _legend(ax):
+    "Right of the axes, where it covers no line"
+    ax.legend(frameon=False, loc='center left', bbox_to_anchor=(1, 0.5))
+
 # %% ../nbs/12_plot.ipynb #e97c2e9d
 def _draw(ax, df, col, log, color, **kw):
     "One scheme in one panel: a line with a gap where a value is not finite, open circles where it is 0 by design"
@@ -173,7 +177,7 @@ def plot_grads(
                               transform=ax.get_xaxis_transform(), label=f'{k}: none')
     _ticks(ax, names)
     ax.set_yscale('log'); ax.set_ylabel('std of the gradient (log scale)')
-    ax.grid(alpha=0.25); ax.legend(frameon=False)
+    ax.grid(alpha=0.25); _legend(ax)
     return ax
 
 # %% ../nbs/12_plot.ipynb #56adae17
@@ -194,14 +198,10 @@ def plot_depth(
         if not ok.all(): ax.axvline(end+1, color=c, lw=1, ls=':')
     ax.axhline(1, color='0.5', lw=1, ls='--', zorder=1)
     ax.set_yscale('log'); ax.set_xlabel('depth (layers)'); ax.set_ylabel('std of the output (log scale)')
-    ax.grid(alpha=0.25); ax.legend(frameon=False)
+    ax.grid(alpha=0.25); _legend(ax)
     return ax
 
 # %% ../nbs/12_plot.ipynb #f36ecba1
-def _legend(ax): # right of the axes where it would cover the lines
-    many = len(ax.get_legend_handles_labels()[1])>5
-    ax.legend(frameon=False, **(dict(loc='center left', bbox_to_anchor=(1, 0.5)) if many else {}))
-
 def _metric_axes(results, metric, ax, figsize)->plt.Axes:
     "`ax` or new axes, to draw `metric` in"
     if metric not in results: raise ValueError(f"no column '{metric}'; there are {', '.join(results.columns)}")

@@ -59,8 +59,8 @@ class Pool:
         "(std within channels, mean of each) of all processes' values, from those of this one"
         if self.size==1: return std,mean
         parts = self.exchange(what, n, float(std), details=mean.numel())
-        ns,stds,_ = tensor(parts).double().T
-        means = tensor(self.gather(mean.detach().flatten().to(self.device, torch.double))).double()
+        ns,stds,_ = torch.tensor(parts, dtype=torch.double).T
+        means = torch.tensor(self.gather(mean.detach().flatten().to(self.device, torch.double)), dtype=torch.double)
         all_mean = (ns[:,None]*means).sum(0)/ns.sum()
         var = ((ns-1)*stds**2 + ns*(means-all_mean).square().mean(1)).sum()/(ns.sum()-1)
         return var.sqrt().item(),all_mean.to(mean).view_as(mean)

@@ -162,9 +162,13 @@ def test_lr_range():
     assert (x[0]<x[1]).all() and np.allclose(x[1]/x[0], 1.03) and ax.get_xscale()=='log'
     assert [t.get_text() for t in ax.get_xticklabels()]==['0.001','0.01'] and 'after epoch 2' in ax.get_ylabel()
 
-def test_legend_beside_many_lines():
+def test_legends_cover_no_line():
     many = pd.concat([results().query('lr==0.001').assign(scheme=f's{i}') for i in range(6)])
-    assert plot_metrics(many).get_legend().get_bbox_to_anchor()!=plot_metrics(results().query('lr==0.001')).get_legend().get_bbox_to_anchor()
+    charts = [plot_metrics(results().query('lr==0.001')), plot_metrics(many), plot_lr_range(results()), plot_depth({'a':report([1.,2.]), 'b':report([3.,4.])}),
+              plot_grads(report([1.,1.], grad_std=[1.,2.]))]
+    for ax in charts:
+        ax.figure.canvas.draw()
+        assert ax.get_legend().get_window_extent().x0>ax.get_window_extent().x1
 
 def test_side_by_side():
     panels = plot_side_by_side({'one':results(), 'two':results().query("scheme=='lsuv'"), 'three':results()}, plot_lr_range, size=(3,2), ylim=(0,1))

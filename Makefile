@@ -35,7 +35,7 @@ test: .venv/dev  ## the notebooks, then the tests
 
 test-lowest:  ## the same with the oldest versions that setup.cfg allows, in .venv-lowest
 	test -e .venv-lowest || $(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c tools/lowest.txt -e . accelerate cloudpickle hypothesis ipykernel 'nbdev>=3.3,<3.4' ninja pytest setuptools timm torchvision transformers
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c tools/lowest.txt -e . accelerate cloudpickle hypothesis ipykernel lightning 'nbdev>=3.3,<3.4' ninja pytest setuptools timm torchvision transformers
 	OMP_NUM_THREADS=$(THREADS) .venv-lowest/bin/nbdev-test --n-workers 2 --file-re '^[0-2]'
 	.venv-lowest/bin/python -m pytest --ignore tests/test_site.py --ignore tests/test_packaging.py --ignore tests/test_api.py --ignore tests/test_zoo.py
 

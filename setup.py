@@ -1,4 +1,4 @@
-"The README for an index page, where nothing lies beside it: links and pictures with their whole address. All else is in pyproject.toml and setup.cfg."
+"The README for an index page: links and pictures with their whole address. All else is in pyproject.toml and setup.cfg."
 import re
 from pathlib import Path
 from setuptools import setup

@@ -118,3 +118,14 @@ def test_package_is_clean(cmd):
     "The type checker and the linter find nothing; lines are at most 140 columns"
     r = subprocess.run([Path(sys.executable).with_name(cmd[0]), *cmd[1:]], cwd=root, capture_output=True, text=True)
     assert r.returncode==0, r.stdout+r.stderr
+
+def test_modules_stay_small():
+    "A module fits in a head, a line on a screen; each takes what it needs from others by public names"
+    files = [f for f in (root/'fastinit').rglob('*.py') if f.name!='_modidx.py']
+    lines = {f.relative_to(root):f.read_text().splitlines() for f in files}
+    assert not {str(f):len(ls) for f,ls in lines.items() if len(ls)>300}
+    wide = [f'{f}:{i+1}' for f,ls in lines.items() for i,l in enumerate(ls) if len(l)>120]
+    assert len(wide)<40, wide
+    private = [f'{f}: {l}' for f,ls in lines.items() for l in ls if re.match(r'from (\.|fastinit)[\w.]* import .*\b_[^_]', l)]
+    assert not private
+    assert len(fastinit.all.__all__)<=36

@@ -201,7 +201,7 @@ def plot_losses(
     return ax
 
 @patch
-def plot(self:InitComparison)->Sequence: # The axes, a panel a rate
+def plot(self:InitComparison)->Sequence: # The axes, one panel per rate
     "Draw the losses, one panel a learning rate"
     panels = {f'learning rate {_rate(lr)}': df for lr,df in self.losses.groupby('lr', sort=False)}
     size = (7,4) if len(panels)==1 else (max(3.2, 11/len(panels)),3.4)

@@ -26,7 +26,7 @@ def _column(vals, device):
     return torch.stack([torch.as_tensor(v, dtype=torch.float, device=device) for v in vals])
 
 def _together(pool, ns, values, loss):
-    "(n, values, loss) of all processes, from those of this one: `ns` has a row a layer, `values` also a column a statistic"
+    "(n, values, loss) of all processes, from those of this one: `ns` has one row per layer, `values` one column per statistic"
     parts = torch.tensor(pool.gather(torch.cat([ns[:,None], values], -1).double()))
     ns,(mean,std,near,grad) = parts[...,0],parts[...,1:].unbind(-1)
     n = ns.sum(0)
@@ -98,7 +98,7 @@ class Watched:
 
     def grid(self,
         col:str, # A column of `df`
-    )->pd.DataFrame: # A row a layer, a column a step
+    )->pd.DataFrame: # One row per layer, one column per step
         "One column of the table, layer × step"
         table = self.df.pivot(index='layer', columns='step', values=col)
         return table.reindex(index=list(self.layers), columns=range(1, len(self)+1))

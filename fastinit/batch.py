@@ -32,8 +32,7 @@ def cannot_ask(
 )->str: # '' if it can
     "Why `dl` cannot give a batch without a trace."
     if isinstance(dl, (list,tuple)): return '' # of batches
-    data = getattr(dl, 'dataset', None)
-    stream = 'its data set is a stream'
+    data,stream = getattr(dl, 'dataset', None),'its data set is a stream'
     if isinstance(data, IterableDataset) or hasattr(data, '__next__'): return stream
     if isinstance(dl, DataLoader): return '' if getattr(dl, 'indexed', True) or hasattr(data, '__getitem__') else stream
     if not isinstance(dl, TorchDataLoader): return f'it is a {type(dl).__name__}'
@@ -184,6 +183,7 @@ def _prepares(cb, event):
     names = event_names(cb, event) if does(cb, event) else None
     return names is not None and not names & {'model','opt','cbs','dls'}
 
+# %% ../nbs/13_batch.ipynb #1182b001
 def in_dtype(
     xb:tuple, # Inputs
     dtype:torch.dtype, # That of the parameters
@@ -213,6 +213,7 @@ def as_given(
     xb,yb = (tuple(o) if isinstance(o, (tuple,list)) else (o,) for o in (twin.xb, twin.yb))
     return (xb if p is None else in_dtype(xb, p.dtype)),yb
 
+# %% ../nbs/13_batch.ipynb #1182b002
 def _sets_modes(cb):
     "Does `cb` put modules in evaluation mode when training begins?"
     names = [event_names(cb, o) for o in ('before_fit','before_epoch','before_train','before_batch') if does(cb, o)]
@@ -230,14 +231,14 @@ def training_modes(
     finally:
         for m,mode in modes: m.training = mode
 
+# %% ../nbs/13_batch.ipynb #1182b003
 def training_batch(
     learn:Learner, # Not in training
 )->tuple: # (inputs, targets)
     """The first training batch of `learn`, or one like it, as the model will get it; nothing is moved.
     Raises `NotYet` where there is none without a trace, `InitError` where there is none at all."""
-    dl = learn.dls.train
-    with no_random(42+rank_distrib()), unmoved_data(dl):
-        b = draw(dl)
+    with no_random(42+rank_distrib()), unmoved_data(learn.dls.train):
+        b = draw(learn.dls.train)
         if b is not None: return as_given(learn, b)
     raise InitError('the training DataLoader gives no batch: it is empty, or has fewer items than a batch and drops the last')
 
@@ -256,6 +257,7 @@ def agreed_batch(
     if why: raise NotYet(why)
     return xb
 
+# %% ../nbs/13_batch.ipynb #1182b004
 def inputs_targets(
     learn:Learner, # Not in training
 )->tuple: # (inputs, targets)

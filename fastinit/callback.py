@@ -10,8 +10,7 @@ __all__ = ['InitCallback', 'KaimingCallback', 'LSUVCallback']
 # %% ../nbs/18_callback.ipynb #a00022f6
 from fastai.basics import *
 from fastai.callback.core import TrainEvalCallback
-import traceback
-import warnings
+import traceback, warnings
 from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
@@ -97,61 +96,70 @@ class InitCallback(Callback):
         self._key = key
         if not self.seen and isinstance(learn.model, nn.Module): self.seen = remember(learn.model)
 
-    def leave(self, old:Learner)->None:
-        "Let a copy that knows what was done take the place of this callback in `old`"
-        for i,cb in enumerate(old.cbs):
-            if cb is not self: continue
-            new = object.__new__(type(self))
-            vars(new).update(vars(self), _learn=old)
-            old.cbs[i] = vars(old)[self.name] = new
+# %% ../nbs/18_callback.ipynb #e078d000
+@patch
+def leave(self:InitCallback, old:Learner)->None:
+    "Let a copy that knows what was done take the place of this callback in `old`"
+    for i,cb in enumerate(old.cbs):
+        if cb is not self: continue
+        new = object.__new__(type(self))
+        vars(new).update(vars(self), _learn=old)
+        old.cbs[i] = vars(old)[self.name] = new
 
-    def after_create(self)->None:
-        "Remember the weights of the complete Learner; raises `TypeError` if its model is none"
-        model = self.learn.model
-        self.seen = remember(model if isinstance(model, nn.Module) else check_model(model))
+@patch
+def after_create(self:InitCallback)->None:
+    "Remember the weights of the complete Learner; raises `TypeError` if its model is none"
+    model = self.learn.model
+    self.seen = remember(model if isinstance(model, nn.Module) else check_model(model))
 
-    def before_fit(self)->None:
-        "Initialize, if this is the start of training; or wait for the first batch"
-        belated = vars(self).pop('order', None) # others have saved the model already, or wrapped it
-        for cb in self.learn.cbs:
-            if isinstance(cb, InitCallback): cb.notice_old_weights()
-        if self.done or self.learn.opt is None or _predicts(): return
-        self.late,self.was = '',None
-        self.kept = {} if self.force else kept_params(self.learn, {**self.seen, **self.known()})
-        try:
-            if belated: raise NotYet('an earlier fit ended before its first batch')
-            xb = agreed_batch(self.learn)
-            with training_modes(self.learn): self.initialize(xb)
-        except NotYet as e: self.wait(str(e))
-        except Exception as e:
-            if not _misfit(e) or num_distrib()>1: raise
-            self.wait(f'a batch drawn beforehand does not fit the model: {e}')
-        if self.watch: self.learn.watch_init(self.watch, include_paramless=self.include_paramless)
+# %% ../nbs/18_callback.ipynb #e078d001
+@patch
+def before_fit(self:InitCallback)->None:
+    "Initialize, if this is the start of training; or wait for the first batch"
+    belated = vars(self).pop('order', None) # others have saved the model already, or wrapped it
+    for cb in self.learn.cbs:
+        if isinstance(cb, InitCallback): cb.notice_old_weights()
+    if self.done or self.learn.opt is None or _predicts(): return
+    self.late,self.was = '',None
+    self.kept = {} if self.force else kept_params(self.learn, {**self.seen, **self.known()})
+    try:
+        if belated: raise NotYet('an earlier fit ended before its first batch')
+        xb = agreed_batch(self.learn)
+        with training_modes(self.learn): self.initialize(xb)
+    except NotYet as e: self.wait(str(e))
+    except Exception as e:
+        if not _misfit(e) or num_distrib()>1: raise
+        self.wait(f'a batch drawn beforehand does not fit the model: {e}')
+    if self.watch: self.learn.watch_init(self.watch, include_paramless=self.include_paramless)
 
-    def known(self)->dict:
-        "What initializations gave this Learner's parameters, as `remember` has it"
-        return vars(self.learn).get('_init_known', {})
+# %% ../nbs/18_callback.ipynb #e078d002
+@patch
+def known(self:InitCallback)->dict:
+    "What initializations gave this Learner's parameters, as `remember` has it"
+    return vars(self.learn).get('_init_known', {})
 
-    def initialize(self, xb:tuple)->None:
-        "Initialize on `xb`, and keep the report"
-        model = unwrap(check_model(self.learn.model))
-        todo = chosen_and_kept(model, self.layers, self.force, self.kept)
-        if not todo and not todo.left:
-            text = f'has no layer that {scheme_name(self.scheme)} initializes by itself: choose with `layers=`'
-            warnings.warn(f'{type(model).__name__} {text}', stacklevel=2)
-        self.report = init_split(model, self.scheme, xb, todo, self.include_paramless, **self.options())
-        self.learn._init_report,self.done,self.unchecked = self.report,True,True
-        differ = differs_in_training(model)
-        if differ: self.report.notes.append(f"measured as in evaluation; different in training: {', '.join(differ)}")
-        def _mine(m): return not any(id(p) in self.kept for p in m._parameters.values())
-        mine = {m:v for m,v in remember(model).items() if _mine(m)}
-        self.learn._init_known = {**self.seen, **self.known(), **mine} # not 'loaded' to others, or later
-        self.kept = {}
-        if not self.late: self.seen = {}
+@patch
+def initialize(self:InitCallback, xb:tuple)->None:
+    "Initialize on `xb`, and keep the report"
+    model = unwrap(check_model(self.learn.model))
+    todo = chosen_and_kept(model, self.layers, self.force, self.kept)
+    if not todo and not todo.left:
+        text = f'has no layer that {scheme_name(self.scheme)} initializes by itself: choose with `layers=`'
+        warnings.warn(f'{type(model).__name__} {text}', stacklevel=2)
+    self.report = init_split(model, self.scheme, xb, todo, self.include_paramless, **self.options())
+    self.learn._init_report,self.done,self.unchecked = self.report,True,True
+    differ = differs_in_training(model)
+    if differ: self.report.notes.append(f"measured as in evaluation; different in training: {', '.join(differ)}")
+    def _mine(m): return not any(id(p) in self.kept for p in m._parameters.values())
+    mine = {m:v for m,v in remember(model).items() if _mine(m)}
+    self.learn._init_known = {**self.seen, **self.known(), **mine} # not 'loaded' to others, or later
+    self.kept = {}
+    if not self.late: self.seen = {}
 
-    def options(self)->dict:
-        "What is passed to the scheme"
-        return self.kwargs
+@patch
+def options(self:InitCallback)->dict:
+    "What is passed to the scheme"
+    return self.kwargs
 
 # %% ../nbs/18_callback.ipynb #e0784b4e
 @patch

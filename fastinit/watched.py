@@ -70,38 +70,43 @@ class Watched:
         self.steps.append((names, ns, values))
         self.losses.append(loss)
 
-    @property
-    def loss(self)->list: # A number a step
-        "The loss of every step"
-        self.losses = [float(o) for o in read_all(self.losses)]
-        return self.losses
+# %% ../nbs/16_watched.ipynb #59cfd000
+@patch(as_prop=True)
+def loss(self:Watched)->list: # A number a step
+    "The loss of every step"
+    self.losses = [float(o) for o in read_all(self.losses)]
+    return self.losses
 
-    @property
-    def df(self)->pd.DataFrame: # step (from 1), layer, type, shape, mean, std, near_zero, grad_std, target, status
-        "One row per step and layer, the layers in order of execution"
-        if self._df is None or self._df.step.max()<len(self): self._df = self._table()
-        return self._df
+@patch(as_prop=True)
+def df(self:Watched)->pd.DataFrame: # step (from 1), layer, type, shape, mean, std, near_zero, grad_std, target, status
+    "One row per step and layer, the layers in order of execution"
+    if self._df is None or self._df.step.max()<len(self): self._df = self._table()
+    return self._df
 
-    def _table(self):
-        order,res = {n:i for i,n in enumerate(self.layers)},[]
-        for i,(names,ns,values) in enumerate(self.steps):
-            called = sorted((order[n], n, v) for n,k,v in zip(names, ns.tolist(), values.tolist()) if k and n in order)
-            rows = [Row(n, *self.layers[n], *v[:2], target=self.targets.get(n) or self.target) for _,n,v in called]
-            add_status(rows, self.zero | {n for n,t in self.targets.items() if t==0}, self.target)
-            res += [(i+1, r.layer, r.type, r.shape, *v, r.target, r.status) for r,(_,_,v) in zip(rows, called)]
-        return pd.DataFrame(res, columns=['step','layer','type','shape',*_columns,'target','status'])
+@patch
+def _table(self:Watched):
+    order,res = {n:i for i,n in enumerate(self.layers)},[]
+    for i,(names,ns,values) in enumerate(self.steps):
+        called = sorted((order[n], n, v) for n,k,v in zip(names, ns.tolist(), values.tolist()) if k and n in order)
+        rows = [Row(n, *self.layers[n], *v[:2], target=self.targets.get(n) or self.target) for _,n,v in called]
+        add_status(rows, self.zero | {n for n,t in self.targets.items() if t==0}, self.target)
+        res += [(i+1, r.layer, r.type, r.shape, *v, r.target, r.status) for r,(_,_,v) in zip(rows, called)]
+    return pd.DataFrame(res, columns=['step','layer','type','shape',*_columns,'target','status'])
 
-    def first_step(self)->pd.DataFrame: # As the table of an `InitReport`
-        "What the layers gave for the first training batch"
-        first = self.df[self.df.step==1].reset_index(drop=True)
-        return first[['layer','type','shape','mean','std','near_zero','status']]
+# %% ../nbs/16_watched.ipynb #59cfd001
+@patch
+def first_step(self:Watched)->pd.DataFrame: # As the table of an `InitReport`
+    "What the layers gave for the first training batch"
+    first = self.df[self.df.step==1].reset_index(drop=True)
+    return first[['layer','type','shape','mean','std','near_zero','status']]
 
-    def grid(self,
-        col:str, # A column of `df`
-    )->pd.DataFrame: # One row per layer, one column per step
-        "One column of the table, layer × step"
-        table = self.df.pivot(index='layer', columns='step', values=col)
-        return table.reindex(index=list(self.layers), columns=range(1, len(self)+1))
+@patch
+def grid(self:Watched,
+    col:str, # A column of `df`
+)->pd.DataFrame: # One row per layer, one column per step
+    "One column of the table, layer × step"
+    table = self.df.pivot(index='layer', columns='step', values=col)
+    return table.reindex(index=list(self.layers), columns=range(1, len(self)+1))
 
 # %% ../nbs/16_watched.ipynb #1dbede34
 _verbs = {'not finite':'gone to NaN or inf', 'dead':'died', 'exploding':'exploded', 'vanishing':'vanished'}

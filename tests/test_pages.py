@@ -7,12 +7,14 @@ from fastcore.nbio import read_nb
 root = Path(__file__).resolve().parent.parent
 pages = sorted(f for f in (root/'nbs').glob('*.ipynb') if re.match(r'index|[345]\d_', f.name))
 how_to = [f for f in pages if re.match(r'index|36|4', f.name)]
+reference = sorted(root/'nbs'/f'{o}.ipynb' for o in '01_layers 02_acts 05_stats 06_report 07_schemes 08_branches 11_lsuv 12_plot 16_watch 18_callback 19_compare'.split())
 
 def visible(f):
     "The code cells of the notebook `f` that the site shows, in one text"
     cells = [c.source for c in read_nb(f).cells if c.cell_type=='code']
-    hidden = r'^#\|\s*(hide\b|export|default_exp|(echo|include):\s*false|eval:\s*false)'
-    return '\n\n'.join(c for c in cells if not re.search(hidden, c, re.M))
+    hidden = r'^#\|\s*(hide\b|export|default_exp|(echo|include):\s*false)|^show_doc\('
+    def _is_shown(c): return not re.search(hidden, c, re.M) and ('#| eval: false' not in c or 'from fastinit' in c) # what to import is only shown
+    return '\n\n'.join(filter(_is_shown, cells))
 
 def star(module):
     "The names that `from module import *` gives"
@@ -32,7 +34,7 @@ def unknown(code):
         elif isinstance(n, ast.Name): (used if isinstance(n.ctx, ast.Load) else known).add(n.id)
     return sorted(used-known)
 
-@pytest.mark.parametrize('f', pages, ids=lambda f: f.stem)
+@pytest.mark.parametrize('f', pages+reference, ids=lambda f: f.stem)
 def test_nothing_that_is_hidden_is_needed(f):
     assert not (names := unknown(visible(f))), f'{f.name} shows code that needs {", ".join(names)} from a hidden cell'
 

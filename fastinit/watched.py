@@ -158,7 +158,7 @@ def _picture(ax, ratio, gone, names, title):
     extent = 0.5,v.shape[1]+0.5,len(names)-0.5,-0.5
     im = ax.imshow(v, aspect='auto', interpolation='nearest', cmap=cmap, vmin=-2, vmax=2, extent=extent)
     step = max(1, -(-len(names)//30))
-    ax.set_yticks(range(0, len(names), step), [n if len(n)<=22 else '…'+n[-21:] for n in names[::step]], fontsize=8)
+    ax.set_yticks(range(0, len(names), step), [n if len(n)<=22 else '…'+n[-21:] for n in names[::step]], fontsize=9)
     ax.set_xlabel('training step')
     ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
     ax.set_title(title, fontsize=10)
@@ -207,7 +207,7 @@ def plot_watched(
     left.set_ylabel('layer, in order of execution')
     _loss_line(top, w.loss)
     text.axis('off')
-    text.text(0, 1, _words(changes), transform=text.transAxes, va='top', fontsize=8)
+    text.text(0, 1, _words(changes), transform=text.transAxes, va='top', fontsize=9)
     bar = fig.colorbar(im, ax=[left,right], extend='both', aspect=30, pad=0.01)
     bar.set_ticks([-2,-1,0,1,2], labels=['÷100','÷10','1','×10','×100'])
     return left,right,top

@@ -1,5 +1,5 @@
 "The code that a reader sees on a page runs as pasted, without what the page hides."
-import ast, builtins, re, subprocess, sys
+import ast, builtins, os, re, subprocess, sys
 from pathlib import Path
 import pytest
 from fastcore.nbio import read_nb
@@ -57,7 +57,7 @@ def test_runs_as_pasted(tmp_path):
     here.mkdir()
     (tmp_path/'benchmarks').symlink_to(root/'benchmarks')
     for f in pages: (here/f'{f.stem}.py').write_text(visible(f))
-    def start(fs): return subprocess.Popen([sys.executable, '-c', run, *(f'{f.stem}.py' for f in fs)], cwd=here, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    def start(fs): return subprocess.Popen([sys.executable, '-c', run, *(f'{f.stem}.py' for f in fs)], cwd=here, env={**os.environ, 'OMP_NUM_THREADS':'1'}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     for p in [start(how_to), start([f for f in pages if f not in how_to])]:
         _,err = p.communicate()
         assert p.returncode==0, err[-2000:]

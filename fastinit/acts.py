@@ -124,12 +124,10 @@ def _node_act(node, mods):
     return lambda z: f(z, *node.args[1:], **node.kwargs)
 
 # %% ../nbs/02_acts.ipynb #badd72dc
-_norms = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
-
 @torch.no_grad()
 def _starts_anew(m):
     "Is the variance of what `m` gives its own, whatever came before, as that of a layer or a normalization?"
-    if is_affine(m) or isinstance(m, _norms): return True
+    if is_affine(m) or isinstance(m, norm_types): return True
     width = next((len(p) for p in m._parameters.values() if p is not None and p.ndim==1), None)
     if width is None or not is_leaf(m): return False
     z = torch.linspace(-2, 3, 6*width).sin().view(2, 3, width).to(next(m.parameters()))

@@ -68,9 +68,10 @@ def _generators(o):
 def unmoved_data(
     dl:Iterable, # Its data set may have attributes that reading changes
 )->Iterator[None]: # For `with`
-    "Put back the plain attributes of the data set of `dl`, and the generators among them."
+    "Put back the plain attributes of the data set of `dl`, and the generators there, in `dl` and in its sampler."
     sets = _data_sets(dl)
-    attrs,generators = [dict(vars(o)) for o in sets],[g for o in sets for g in _generators(o)]
+    owners = [o for o in (dl, getattr(dl, 'sampler', None), *sets) if hasattr(o, '__dict__')]
+    attrs,generators = [dict(vars(o)) for o in sets],[g for o in owners for g in _generators(o)]
     try: yield
     finally:
         for o,was in zip(sets, attrs): vars(o).update(was)
@@ -210,7 +211,7 @@ def as_given(
         for event in ('before_fit','before_epoch','before_train'):
             if _prepares(cb, event): _act(twin, cb, event)
         _act(twin, cb, 'before_batch')
-    xb,yb = (tuple(o) if isinstance(o, (tuple,list)) else (o,) for o in (twin.xb, twin.yb))
+    xb,yb = as_tuple(twin.xb),as_tuple(twin.yb)
     return (xb if p is None else in_dtype(xb, p.dtype)),yb
 
 # %% ../nbs/13_batch.ipynb #1182b002
@@ -265,10 +266,7 @@ def inputs_targets(
     try: return training_batch(learn)
     except NotYet as e: why = str(e)
     dl = learn.dls.train
-    generators = {getattr(o, 'generator', None) for o in (dl, getattr(dl, 'sampler', None))}
-    states = {g:g.get_state() for g in generators if isinstance(g, torch.Generator)}
     with no_random(42+rank_distrib()), unmoved_data(dl): b = first(dl)
-    for g,state in states.items(): g.set_state(state)
     warnings.warn(f'{why}. A batch was taken all the same, as the DataLoader gives it', stacklevel=3)
     if b is None: raise InitError('the training DataLoader gives no batch: it is empty')
     return as_given(learn, b, cbs=())

@@ -13,7 +13,6 @@ from typing import Any
 from .tensors import *
 from .layers import *
 from .probe import *
-from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import CheckpointFunction
 
 # %% ../nbs/08_branches.ipynb #d0b70006
@@ -144,14 +143,12 @@ def _no_checkpoints():
     finally: del CheckpointFunction.apply
 
 # %% ../nbs/08_branches.ipynb #548a47e9
-_norms = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
-
 def _branches(model, xb):
     "The residual branches of `model`, from one forward pass of all of `xb`"
     names = layer_names(model)
     units = attention_units(names)
     layers = {units.get(m, m):n for m,n in names.items() if is_affine(m) or isinstance(m, nn.Embedding) or m in units}
-    norms = {m for m in names if isinstance(m, _norms)}
+    norms = {m for m in names if isinstance(m, norm_types)}
     graph,hooks = _Graph(layers, norms),[]
     only_activations = require_grad(model, False) # have gradients, and are in the graph
     with probing(model, *xb), only_activations, torch.enable_grad(), _no_checkpoints():

@@ -57,8 +57,8 @@ def _compare_on_a_batch(learn, inits, layers, include_paramless, shown):
     return reports
 
 # %% ../nbs/19_compare.ipynb #9f95c0b6
-_shows = 'hook progress tracker schedule tensorboard wandb comet neptune captum azureml'.split()
-_shows = {f'fastai.callback.{o}' for o in _shows}
+_shows = {f'fastai.callback.{o}' for o in
+          'hook progress tracker schedule tensorboard wandb comet neptune captum azureml'.split()}
 _of_a_fit = {'lock','opt','loss','loss_grad','smooth_loss','final_record','pred','xb','yb','dl','cbs','dls','_metrics'}
 
 def _takes_part(cb):
@@ -202,7 +202,7 @@ def plot_losses(
 
 @patch
 def plot(self:InitComparison)->Sequence: # The axes, one panel per rate
-    "Draw the losses, one panel a learning rate"
+    "Draw the losses, one panel per learning rate"
     panels = {f'learning rate {_rate(lr)}': df for lr,df in self.losses.groupby('lr', sort=False)}
     size = (7,4) if len(panels)==1 else (max(3.2, 11/len(panels)),3.4)
     return plot_side_by_side(panels, plot_losses, ncols=min(3, len(panels)), size=size, sharey=True,

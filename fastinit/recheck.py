@@ -80,9 +80,8 @@ def _causes(learn):
     "Callbacks that may have changed what the model gives; those that change the batch first"
     def _may(cb): return type(cb).__module__ not in _harmless and getattr(type(cb), 'changes_batch', None) is not False
     def _acts(cb): return any(does(cb, f'before_{o}') for o in ('fit','epoch','train','batch'))
-    mine = [cb for cb in learn.cbs.sorted('order') if _may(cb)]
-    of_batch = [cb for cb in mine if speaks_of(cb, 'before_batch', 'xb', 'x')]
-    return of_batch + [cb for cb in mine if cb not in of_batch and _acts(cb)]
+    of_batch = [cb for cb in batch_callbacks(learn) if _may(cb)]
+    return of_batch + [cb for cb in learn.cbs.sorted('order') if _may(cb) and _acts(cb) and cb not in of_batch]
 
 def warn_off(
     learn:Learner, # In its first batch

@@ -212,8 +212,6 @@ class _Grads(LayerStats):
         o.register_hook(lambda g: self.stds.update({n: g.detach().float().std(correction=min(1, g.numel()-1))}))
 
 # %% ../nbs/05_stats.ipynb #80be7ff0
-def _as_tuple(o): return tuple(o) if isinstance(o, (tuple,list)) else (o,)
-
 def _backward(model, loss_func, xb, yb, ps):
     "One forward and one backward pass that leaves no gradients"
     rnn = any(isinstance(m, nn.RNNBase) for m in model.modules()) # cuDNN's has no backward pass in evaluation mode
@@ -234,7 +232,7 @@ def layer_grads(
 )->pd.Series: # Dotted name → std of the gradient of the loss at the layer's output
     """The size of the gradient at every layer's output, in one forward and one backward pass; changes nothing.
     Raises `InitError` if the loss does not depend on the parameters."""
-    model,xb,yb = unwrap(model),_as_tuple(xb),_as_tuple(yb)
+    model,xb,yb = unwrap(model),as_tuple(xb),as_tuple(yb)
     with probing(check_model(model), *xb), require_grad(model, True) as ps, _Grads(model, include_paramless) as s:
         _backward(model, loss_func, xb, yb, ps)
     return pd.Series(dict(zip(s.stds, read_all(s.stds.values()))), dtype=float)

@@ -24,7 +24,6 @@ def _in_a_batch(): # An interrupt can leave hooks behind: a pass that no Learner
 
 class _StepStats(LayerStats):
     "Mean, std and share near zero of every layer in one training step, and the std of the gradient at its output"
-    reads_norms = True
     def __init__(self, model, include_paramless):
         super().__init__(model, include_paramless)
         self.step,self.scale,self.on = {},1.,False

@@ -15,6 +15,7 @@ from .tensors import *
 from .pool import *
 from .stats import *
 from .report import *
+from .plot import *
 
 # %% ../nbs/16_watched.ipynb #59cfe1f0
 _columns = ('mean','std','near_zero','grad_std')
@@ -72,7 +73,7 @@ class Watched:
 
 # %% ../nbs/16_watched.ipynb #59cfd000
 @patch(as_prop=True)
-def loss(self:Watched)->list: # A number a step
+def loss(self:Watched)->list: # One number per step
     "The loss of every step"
     self.losses = [float(o) for o in read_all(self.losses)]
     return self.losses
@@ -157,8 +158,7 @@ def _picture(ax, ratio, gone, names, title):
     cmap = plt.get_cmap('RdBu_r').with_extremes(over='black', bad='0.8')
     extent = 0.5,v.shape[1]+0.5,len(names)-0.5,-0.5
     im = ax.imshow(v, aspect='auto', interpolation='nearest', cmap=cmap, vmin=-2, vmax=2, extent=extent)
-    step = max(1, -(-len(names)//30))
-    ax.set_yticks(range(0, len(names), step), [n if len(n)<=22 else '…'+n[-21:] for n in names[::step]], fontsize=9)
+    ax.set_yticks(*thinned(names, 30), fontsize=9)
     ax.set_xlabel('training step')
     ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
     ax.set_title(title, fontsize=10)

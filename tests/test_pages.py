@@ -1,13 +1,14 @@
 "The code that a reader sees on a page runs as pasted, without what the page hides."
 import ast, builtins, os, re, subprocess, sys
 from pathlib import Path
-import pytest
+import pytest, yaml
 from fastcore.nbio import read_nb
 
 root = Path(__file__).resolve().parent.parent
 pages = sorted(f for f in (root/'nbs').glob('*.ipynb') if re.match(r'index|[345]\d_', f.name))
 how_to = [f for f in pages if re.match(r'index|36|4', f.name)]
-reference = sorted(root/'nbs'/f'{o}.ipynb' for o in '01_layers 02_acts 05_stats 06_report 07_schemes 08_branches 11_lsuv 12_plot 16_watch 18_callback 19_compare'.split())
+sections = yaml.safe_load((root/'nbs'/'sidebar.yml').read_text())['website']['sidebar']['contents']
+reference = [root/'nbs'/o for s in sections if isinstance(s, dict) and s['section']=='Reference' for o in s['contents']]
 
 def visible(f):
     "The code cells of the notebook `f` that the site shows, in one text"

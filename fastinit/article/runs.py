@@ -43,6 +43,12 @@ class _Autocast(Callback):
     def after_loss(self): self.autocast.__exit__(None, None, None)
 
 # %% ../../nbs/23_article_runs.ipynb #f9807079
+def _save(path, write):
+    "All of the file that `write` makes, or nothing: a run may be interrupted at any time"
+    tmp = path.with_suffix('.tmp')
+    write(tmp)
+    os.replace(tmp, path)
+
 class _Resume(Callback):
     "Keep in `path`, after each epoch, all that the rest of the run needs; go on from there if `run` was ended"
     order = Recorder.order+1
@@ -65,14 +71,12 @@ class _Resume(Callback):
         self.values.append([float(o) for o in self.learn.final_record])
         if self.path: self.keep()
     def keep(self):
-        "All of the file or nothing"
+        "What `before_fit` goes on from"
         loss = self.learn.recorder.smooth_loss
         state = dict(run=self.run, values=self.values, spent=self.cpu_s(), loss=(loss.count, loss.val),
                      model=self.model.state_dict(), opt=self.opt.state_dict(),
                      orders=[o.rng.getstate() for o in self.dls.loaders], random=get_random_states())
-        tmp = self.path.with_suffix('.tmp')
-        torch.save(state, tmp)
-        os.replace(tmp, self.path)
+        _save(self.path, partial(torch.save, state))
     def cpu_s(self):
         "Seconds of this process alone, whatever else the machine does, and of those before that it goes on from"
         return self.spent + time.process_time() - self.t
@@ -137,11 +141,7 @@ def _read_done(out, cfg, command):
     df = pd.read_csv(csv, float_precision='round_trip')
     return df[df.groupby(['scheme','lr','seed']).epoch.transform('size')==cfg['epochs']]
 
-def _save(df, path):
-    "All of the file or nothing: a run may be interrupted at any time"
-    tmp = path.with_suffix('.tmp')
-    df.to_csv(tmp, index=False)
-    os.replace(tmp, path)
+
 
 # %% ../../nbs/23_article_runs.ipynb #9afec6b9
 def run_experiment(
@@ -167,6 +167,6 @@ def run_experiment(
         rows = pd.DataFrame(run_cell(dls, cfg['model'], scheme, lr, seed, cfg['epochs'], cfg['opt'], cfg['amp'], state))
         res = pd.concat([res, rows], ignore_index=True) if len(res) else rows
         if state is not None:
-            _save(res, state.with_name('results.csv'))
+            _save(state.with_name('results.csv'), partial(res.to_csv, index=False))
             state.unlink(missing_ok=True)
     return res[[c in want for c in zip(res.seed, res.lr, res.scheme)]].reset_index(drop=True)

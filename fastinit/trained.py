@@ -91,7 +91,7 @@ def kept_params(
 
 # %% ../nbs/15_trained.ipynb #afb75fcb
 def _initializes(model, layers): # Or there is nothing to do
-    return layers is not None or any(isinstance(m, affine_types+recurrent_types) for m in unwrap(model).modules())
+    return layers is not None or any(map(is_known, unwrap(model).modules()))
 
 def chosen_and_kept(
     model:nn.Module, # Looked through, never called

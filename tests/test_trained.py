@@ -251,6 +251,14 @@ def test_nothing_to_initialize():
     fit(learn, 1, 0.)
     assert same(before, weights(learn.model))
 
+def test_only_layers_of_transformers():
+    "GPT-2's linear layers are known by default, also where a model has no others"
+    from transformers.pytorch_utils import Conv1D
+    learn = learner(nn.Sequential(Conv1D(24,12), nn.ReLU(), Conv1D(2,24)), cbs=LSUVCallback())
+    fit(learn, 1, 0.)
+    df = learn.lsuv.report.df
+    assert list(df.status)==['ok','ok'] and (df['std']-1).abs().max()<1e-3 and df.scale.notna().all()
+
 @pytest.mark.parametrize('use_nn', [False, True])
 def test_collab_learner(use_nn):
     "Embeddings keep what they are; the linear layers of the network after them are initialized"

@@ -216,7 +216,7 @@ def plot_stats(self:InitComparison,
 )->Sequence: # The axes: mean and std before, mean and std after
     "Draw mean and std of every layer before training and after it, of the first seed"
     lr = self.table.index[0][1] if lr is None else lr
-    axs = plt.subplots(2, 2, figsize=(11,8.4), layout='constrained')[1]
+    axs = plt.subplots(2, 2, figsize=(10.5,8.4), layout='constrained')[1]
     titles = 'before training',f'after {self.losses.step.max()} steps at {lr}'
     for row,reports,title in zip(axs, (self, self.after[lr]), titles):
         plot_init_stats(dict(reports), axs=row, **kwargs)

@@ -196,7 +196,7 @@ def plot_watched(
     if not w: raise ValueError('no steps were watched: `InitCallback(…, watch=50)` or `learn.watch_init(50)`, then fit')
     if not w.layers: raise ValueError('none of the layers was called in the steps that were watched')
     std,grad,changes,names = w.grid('std'),w.grid('grad_std'),w.changes,list(w.layers)
-    fig = plt.figure(figsize=figsize or (11, min(9, max(4.5, 2.6+0.085*len(names)))), layout='constrained')
+    fig = plt.figure(figsize=figsize or (10.5, min(9, max(4.5, 2.6+0.085*len(names)))), layout='constrained')
     (top,text),(left,right) = fig.subplots(2, 2, height_ratios=[1.3, max(2.6, fig.get_figheight()-2)])
     gone = w.grid('status').to_numpy()=='not finite'
     im = _picture(left, std/w.grid('target'), gone, names, 'std of the output ÷ target')

@@ -204,7 +204,7 @@ def plot_losses(
 def plot(self:InitComparison)->Sequence: # The axes, one panel per rate
     "Draw the losses, one panel per learning rate"
     panels = {f'learning rate {_rate(lr)}': df for lr,df in self.losses.groupby('lr', sort=False)}
-    size = (7,4) if len(panels)==1 else (max(3.2, 11/len(panels)),3.4)
+    size = (7,4) if len(panels)==1 else (max(3.2, 10.5/len(panels)),3.4)
     return plot_side_by_side(panels, plot_losses, ncols=min(3, len(panels)), size=size, sharey=True,
                              ylim=_limits(self.losses))
 

@@ -257,7 +257,7 @@ def test_the_panels():
     axs = InitComparison({}, {}, losses(a={'slice(0.0001, 0.01, None)':[[3,2]]})).plot()
     assert [ax.get_title() for ax in axs]==['learning rate slice(0.0001, 0.01, None)']
     def size(n): return tuple(InitComparison({}, {}, losses(a={float(i):[[3,2]] for i in range(n)})).plot()[0].figure.get_size_inches().round(1))
-    assert size(1)[0]==7 and size(3)[0]==11 and size(6)[0]==size(7)[0]<=11 and size(4)[1]>1.8*size(3)[1] # three beside each other at most
+    assert size(1)[0]==7 and size(3)[0]==10.5 and size(6)[0]==size(7)[0]<=10.5 and size(4)[1]>1.8*size(3)[1] # three beside each other at most
 
 def test_as_text():
     "The sentence, then the table with three digits"

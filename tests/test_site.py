@@ -123,11 +123,11 @@ class Browser:
     def prefer(self, mode): self.d.execute_cdp_cmd('Emulation.setEmulatedMedia', dict(features=[dict(name='prefers-color-scheme', value=mode)]))
     def wait(self, f):
         from selenium.webdriver.support.ui import WebDriverWait
-        return WebDriverWait(self.d, 10).until(f)
+        return WebDriverWait(self.d, 60, poll_frequency=.05).until(f)
     def load_pictures(self):
         "Also those that wait until the reader gets there"
-        self.d.execute_script("for (const i of document.images) i.loading = 'eager'")
-        self.wait(lambda d: d.execute_script('return [...document.images].every(i => i.complete)'))
+        eager = "for (const i of document.images) i.loading = 'eager'; return document.readyState === 'complete' && [...document.images].every(i => i.complete)"
+        self.wait(lambda d: d.execute_script(eager)) # each time: the driver may be ahead of the page
     def js(self, code): return self.d.execute_script(f'return {code}')
     def errors(self): return [m['message'] for m in self.d.get_log('browser') if m['level'] in ('SEVERE','WARNING')]
     def too_wide(self): return self.js('document.documentElement.scrollWidth - window.innerWidth')

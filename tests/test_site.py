@@ -208,6 +208,7 @@ def test_every_page(browser, url, width):
 
 def test_home(browser, url):
     browser.open(f'{url}/index.html')
+    browser.load_pictures()
     assert 'fastinit' in browser.js('document.title')
     assert browser.js('[...document.images].filter(i => i.naturalWidth>400).length')>=1, 'no chart'
     for section in ('Tutorials','How to','Reference'):

@@ -159,18 +159,19 @@ def _state(mods, notes):
     skip = {m:_not_state(m) for m in mods}
     attrs = {m:{k:v for k,v in vars(m).items() if k not in skip[m]} for m in mods}
     buffers = {m:dict(m._buffers) for m in mods if m._buffers}
-    inside = {m:(list(m._modules), list(m._parameters)) for m in mods}
+    inside = {m:{*m._modules, *m._parameters} for m in mods}
     still = lambda m: isinstance(m, GeneralReLU) or is_batchnorm(m) # which moves nothing here
-    backs = [*_backs(attrs.values()), *_backs(b for m,b in buffers.items() if not still(m))]
+    held = [*attrs.values(), *(b for m,b in buffers.items() if not still(m))]
+    backs = _backs(v for was in held for v in was.values())
     try: yield
     finally:
-        for m,(modules,params) in inside.items():
-            new = [k for k in m._modules if k not in modules] + [k for k in m._parameters if k not in params]
+        for m,was in inside.items():
+            new = sorted((m._modules.keys() | m._parameters.keys()) - was)
             for k in new: delattr(m, k)
             if new: notes.append(f"{type(m).__name__} makes {', '.join(new)} in its forward: "
                                  'pass one batch through the model, then initialize it')
         for m,was in attrs.items():
-            for k in [k for k in vars(m) if k not in was and k not in skip[m]]: del vars(m)[k]
+            for k in vars(m).keys() - was.keys() - skip[m]: del vars(m)[k]
             vars(m).update(was)
         for m,was in buffers.items():
             m._buffers.clear()

@@ -44,8 +44,10 @@ class Moments:
 @patch
 def as_numbers(self:Moments, v:Tensor)->tuple[float,float]:
     "From the sum and the sum of squares, or where that would lose digits from those of the distances to the mean"
-    n,norm = v.numel(),norm_of(v).item()
-    if norm==0 and not v.any(): return 0.,0.
+    n = v.numel()
+    if n<2**14: v = v.double() # costs less than more steps would
+    norm = norm_of(v).item()
+    if norm==0 and v.amin()==0==v.amax(): return 0.,0.
     if not 1e-15 < norm < math.inf and v.dtype!=torch.double: return self.as_numbers(v.double()) # squares out of range
     mean = sum_of(v).item()/n
     sq = norm**2 - n*mean**2

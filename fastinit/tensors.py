@@ -48,7 +48,7 @@ def as_tuple(
 # %% ../nbs/00_tensors.ipynb #c3d04a11
 def _by_rows(reduce, v, k):
     "Reduce the vector `v` in rows of `k`, then what they give"
-    while v.numel()>=2*k:
+    while v.numel()>=2*k and v.dtype!=torch.double: # which needs no rows
         n = v.numel()//k*k
         rows = reduce(v[:n].view(-1,k), dim=1)
         if n<v.numel(): rows = torch.cat([rows, reduce(v[n:], dim=0, keepdim=True)])

@@ -7,8 +7,10 @@ names. A mutant that changes nothing anybody could see is *equivalent*; `mutants
     python tools/mutants.py                       15 of each module
     python tools/mutants.py stats lsuv --n 40     of two modules
     python tools/mutants.py stats --show 12       what mutant 12 changes; nothing runs
+
+What came of it stands in `mutants.csv`, the last run of each module.
 """
-import argparse, ast, json, os, random, shutil, signal, sys, tempfile, time, tomllib
+import argparse, ast, csv, json, os, random, shutil, signal, sys, tempfile, time, tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -176,6 +178,17 @@ def home_for(tmp):
 
 def path_of(root, module): return root/'fastinit'/(module.replace('.', '/')+'.py')
 
+def record(module, seed, noticed, missed, same):
+    "The row of `module` in mutants.csv, in place of an older one"
+    f = ROOT/'tools/mutants.csv'
+    rows = {r['module']:r for r in csv.DictReader(f.open())} if f.exists() else {}
+    places = '; '.join(f'{i}: {was} -> {now}' for i,_,was,now in missed)
+    rows[module] = dict(module=module, seed=seed, mutants=noticed+len(missed)+same, equivalent=same, noticed=noticed, missed=len(missed), places=places)
+    with f.open('w', newline='') as o:
+        w = csv.DictWriter(o, list(rows[module]), lineterminator='\n')
+        w.writeheader()
+        w.writerows(rows[m] for m in TESTS if m in rows)
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('modules', nargs='*', help='default: all')
@@ -207,6 +220,7 @@ def main():
             n = len(idx)-same
             print(f'{module}: {n-len(missed)} of {n} noticed' + (f', {same} equivalent' if same else ''), flush=True)
             for i,line,was,now in missed: print(f'  {i} line {line}\n    - {was}\n    + {now}', flush=True)
+            record(module, args.seed, n-len(missed), missed, same)
             total,noticed = total+n,noticed+n-len(missed)
     if total: print(f'{noticed} of {total} noticed: {noticed/total:.0%}')
 

@@ -40,4 +40,6 @@ def main():
     save(pd.DataFrame(rows), 'growth')
     draw(pd.DataFrame(rows))
 
-if __name__=='__main__': main()
+if __name__=='__main__':
+    keep_memory()
+    main()

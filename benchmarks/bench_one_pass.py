@@ -58,7 +58,7 @@ def draw_ratios(df):
         ax.axvline(1, color='0.5', ls='--', lw=1)
         ax.set_title(title)
     axs[0].invert_yaxis() # shared, so turned twice
-    axs[0].margins(x=0.08)
+    axs[0].margins(x=0.12)
     fig.supxlabel('time of lsuv_(pre=None) ÷ one forward pass without gradients (mlp_200: batch of 512×512)', fontsize=10)
     fig.legend(*axs[0].get_legend_handles_labels(), loc='outside upper center', ncols=2, frameon=False)
     save_png(fig, here/f'one_pass{suffix}.png', dpi=110)
@@ -71,7 +71,7 @@ def draw_peers(df):
     bars(b, df.assign(worst=df.worst.clip(1e-8, 1e3)), 'worst', 'method', list(peers), '{:.0e}')
     a.set_xlabel('seconds (log scale)')
     b.set_xlabel('largest |std − 1| of a layer (log scale)')
-    for ax in (a,b): ax.set_xscale('log'); ax.margins(x=0.12)
+    for ax in (a,b): ax.set_xscale('log'); ax.margins(x=0.16)
     a.invert_yaxis() # shared, so turned twice
     fig.legend(*a.get_legend_handles_labels(), loc='outside upper center', ncols=4, frameon=False)
     save_png(fig, here/f'peers{suffix}.png', dpi=110)
@@ -98,4 +98,6 @@ def main():
     draw_ratios(df)
     measure_peers(list(models))
 
-if __name__=='__main__': main()
+if __name__=='__main__':
+    keep_memory()
+    main()

@@ -16,13 +16,6 @@ from fastinit.plot import save_png
 from lsuv import lsuv_with_singlebatch
 from torchbearer.callbacks.lsuv import LSUV as TorchbearerLSUV
 
-# Memory once taken stays with the process. Otherwise glibc gives it back and takes it anew, and what that costs a call depends on the
-# call before it: the same forward pass of a resnet18 took 206 ms or 249 ms, with 10,000 or 35,000 page faults.
-if sys.platform=='linux':
-    M_TRIM_THRESHOLD,M_MMAP_MAX = -1,-4
-    ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, 2**31-1)
-    ctypes.CDLL(None).mallopt(M_MMAP_MAX, 0)
-
 here = Path(__file__).parent
 libs = ('torch','torchvision','fastai','lsuv','torchbearer')
 device = torch.device(sys.argv[sys.argv.index('--device')+1] if '--device' in sys.argv else 'cpu')
@@ -121,6 +114,15 @@ def peak_mib(f):
     before = torch.cuda.memory_allocated()
     f()
     return (torch.cuda.max_memory_allocated()-before)/2**20
+
+def keep_memory():
+    """Memory once taken stays with the process. Otherwise glibc gives it back and takes it anew, and what that costs a call depends on the
+    call before it: the same forward pass of a resnet18 took 206 ms or 249 ms, with 10,000 or 35,000 page faults."""
+    if sys.platform!='linux': return
+    M_TRIM_THRESHOLD,M_MMAP_MAX = -1,-4
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_TRIM_THRESHOLD, 2**31-1)
+    libc.mallopt(M_MMAP_MAX, 0)
 
 def interleaved(fs, runs=7, warm=1, limit=float('inf')):
     "Name → list of seconds: the functions in turn, `runs` times; one that takes longer than `limit` in all is not started again"

@@ -211,6 +211,8 @@ def test_charts_of_what_there_is(tmp_path):
     page = r.to_html(tmp_path/'a.html').read_text()
     assert page.count('<svg')==3 and page.count('<img')==0 and r._repr_html_().count('<img')==3
     assert report([1.])._repr_html_().count('<img')==1
+    body = re.sub('<(title|style|defs|svg|table|p|h1)[ >].*?</\\1>', '', page, flags=re.S)
+    assert not re.sub('<[^>]*>', '', body).strip(), body # no words but those of headings, sentences, charts and tables
     ids = re.findall(' id="(.*?)"', page)
     assert len(ids)==len(set(ids)) # of several charts in one page
     assert {*re.findall(r'(?:href="#|url\(#)(.*?)[")]', page)} <= set(ids)

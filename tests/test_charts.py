@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest
 from matplotlib.colors import to_hex, to_rgba
 import fastinit.page
 from fastinit.plot import few_colors, plot_depth, plot_grads, plot_hists, plot_init_stats, plot_lr_range, plot_metrics, plot_side_by_side, scheme_colors
-from fastinit.report import InitReport
+from fastinit.report import InitReport, statuses
 
 @pytest.fixture(autouse=True)
 def _closed():
@@ -205,12 +205,18 @@ def test_cells():
     assert [o[7][0].split(';')[0] for o in cells]==['background:#d7f0dd','background:#ffd9b8','background:#fdf3c7']
     assert all('text-align:left' in o[k][0] for o in cells for k in (1,2,7)) and all('text-align:right' in o[k][0] for o in cells for k in (4,5,6))
 
+def test_colour_of_a_status():
+    "One that browsers know"
+    colors = {k:s.color for k,s in statuses.items()}
+    assert all(re.fullmatch('#[0-9a-f]{6}', c) for c in colors.values()), colors
+
 def test_charts_of_what_there_is(tmp_path):
     r = report([1.,2.], grad_std=[1.,2.])
     r.hists = pd.DataFrame({'0':[0.,1.], '1':[1.,0.]}, index=[-1.,1.])
     page = r.to_html(tmp_path/'a.html').read_text()
     assert page.count('<svg')==3 and page.count('<img')==0 and r._repr_html_().count('<img')==3
-    assert report([1.])._repr_html_().count('<img')==1
+    assert report([1.])._repr_html_().count('<img')==1 and 'grad_std' not in report([1.])._repr_html_()
+    assert re.findall('<th .*?>(.*?)</th>', r._repr_html_())[6]=='grad_std'
     body = re.sub('<(title|style|defs|svg|table|p|h1)[ >].*?</\\1>', '', page, flags=re.S)
     assert not re.sub('<[^>]*>', '', body).strip(), body # no words but those of headings, sentences, charts and tables
     ids = re.findall(' id="(.*?)"', page)

@@ -45,7 +45,7 @@ class Moments:
 def as_numbers(self:Moments, v:Tensor)->tuple[float,float]:
     "From the sum and the sum of squares, or where that would lose digits from those of the distances to the mean"
     n = v.numel()
-    if n<2**14: v = v.double() # costs less than more steps would
+    if v.is_cpu and n<2**14: v = v.double() # costs less than more steps would
     norm = norm_of(v).item()
     if norm==0 and v.amin()==0==v.amax(): return 0.,0.
     if not 1e-15 < norm < math.inf and v.dtype!=torch.double: return self.as_numbers(v.double()) # squares out of range

@@ -1,6 +1,7 @@
 "Each number of a table, computed by hand"
+from pathlib import Path
 import numpy as np, pandas as pd, pytest
-from fastinit.article.tables import accuracy_table, at_best_lr, balanced, best_difference, best_table, difference_table, last_epoch, whole_seeds
+from fastinit.article.tables import accuracy_table, at_best_lr, balanced, best_difference, best_table, difference_table, last_epoch, read_results, summary_table, whole_seeds
 
 def results(acc, epochs=2, seeds=2):
     "Accuracies {scheme: {lr: [of each seed]}} after the last epoch; 0.9 after those before, so that they must not count"
@@ -65,3 +66,13 @@ def test_best_difference(a, b, words):
     mean,lo,hi,said = best_difference(results({'lsuv':{1e-3:a}, 'kaiming':{1e-2:b}}))
     d = np.subtract(a, b)
     assert np.allclose([mean,lo,hi], [d.mean(),d.min(),d.max()]) and said==words
+
+def test_summary_table():
+    "A row for an experiment, a column for each scheme that was asked for; what made it"
+    folder = Path(__file__).parent.parent/'benchmarks/article/simple_digits'
+    row = summary_table({'five layers':folder}, ['kaiming','nobody']).loc['five layers']
+    best = best_table(read_results(folder)[0]).loc['kaiming']
+    assert list(row.index)==['trained on','kaiming','nobody','seeds'] and row.nobody=='missing' and row.seeds==3
+    assert row.kaiming.startswith(f"{float(best['mean']):.3f} (") and row.kaiming.endswith(f' at {best.best_lr:g}')
+    assert summary_table({'five layers':folder}, ['nobody']).seeds.item()==0
+    assert '--out benchmarks/article/simple_digits`' in read_results(folder)[1]

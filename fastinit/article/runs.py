@@ -141,8 +141,6 @@ def _read_done(out, cfg, command):
     df = pd.read_csv(csv, float_precision='round_trip')
     return df[df.groupby(['scheme','lr','seed']).epoch.transform('size')==cfg['epochs']]
 
-
-
 # %% ../../nbs/23_article_runs.ipynb #9afec6b9
 def run_experiment(
     cfg:dict, # As `read_experiment` gives it

@@ -230,6 +230,21 @@ def test_arguments(site):
     page = html.unescape(re.sub('<[^>]*>', '', (site/'lsuv.html').read_text()))
     assert 'type | str | Module | callable | list | None' in page and 'collections.abc' not in page
 
+@pytest.mark.parametrize('page,argument', [
+    ('callback', 'force bool False Initialize frozen, loaded and pretrained layers too'), ('schemes', 'a float 0.0 Negative slope of a leaky ReLU'),
+    ('compare', 'steps int 0 Train this many steps from each; 0: look at one batch only'), ('schemes', '*xb One batch of the model’s inputs')])
+def test_keyword_arguments(site, page, argument):
+    "Those too that must be given by name, and *xb"
+    rows = re.findall('<tr.*?</tr>', (site/f'{page}.html').read_text(), re.S)
+    assert argument in [' '.join(html.unescape(re.sub('<[^>]*>', ' ', r)).split()) for r in rows]
+
+def test_no_signature_is_left_as_code(site):
+    "One whose arguments have comments is a line and a table"
+    for f in site.glob('*.html'):
+        for code in re.findall('<pre[^>]*>(.*?)</pre>', f.read_text(), re.S):
+            code = html.unescape(re.sub('<[^>]*>', '', code))
+            assert not re.match(r'(def|class) \w+\(\n.*, # ', code, re.S), f'{f.name}: {code[:200]}'
+
 @pytest.mark.parametrize('asked,page', [('how do I use it with lightning','plain_pytorch.html'), ('several gpus','several_gpus.html'), ('kaiming','schemes.html')])
 def test_search_takes_a_question(browser, url, asked, page):
     from selenium.webdriver.common.by import By

@@ -1,5 +1,5 @@
 "Build the site to _docs/ from the notebooks, without Quarto."
-import base64, hashlib, html, json, os, re, shutil, subprocess, sys
+import ast, base64, hashlib, html, json, os, re, shutil, subprocess, sys
 from pathlib import Path
 import yaml
 from latex2mathml.converter import convert
@@ -18,27 +18,39 @@ def renamed(text):
     "`text` with links to notebooks by their pages' names"
     return re.sub(r'\b\d+[a-z]?_(\w+\.ipynb)', r'\1', text)
 
-argument = re.compile(r'^ +(?P<name>\*{0,2}\w+)(?::(?P<type>.*?))?(?:=(?P<default>.*?))?,(?: # (?P<about>.*))?$')
-
 def as_written(type):
     "A type as people write it: `collections.abc.Callable | None` → `callable | None`"
     return re.sub(r'\b(?:\w+\.)+', '', type or '').replace('Callable', 'callable').replace('Iterable', 'list')
+
+def parameters(args):
+    "(name with its stars, what it is, its default) of each parameter"
+    plain = [*args.posonlyargs, *args.args]
+    defaults = [None]*(len(plain)-len(args.defaults)) + args.defaults
+    stars = [(s, o) for s,o in (('*',args.vararg), ('**',args.kwarg)) if o]
+    res = [(o.arg, o, d) for o,d in zip([*plain, *args.kwonlyargs], [*defaults, *args.kw_defaults])]
+    return sorted([*res, *((s+o.arg, o, None) for s,o in stars)], key=lambda r: (r[1].lineno, r[1].col_offset))
 
 def signature(m):
     "A documented signature as one line of code and a table of its arguments"
     if '\n' not in m[1]: return m[0]
     head,*lines,end = m[1].splitlines()
-    arguments = [argument.match(l) for l in lines]
-    if not lines or not all(arguments) or not any(a['about'] for a in arguments): return m[0]
-    short = ', '.join(a['name'] + (f"={a['default']}" if a['default'] else '') for a in arguments)
+    try: args = ast.parse('\n'.join(['def f(', *lines, '): pass'])).body[0].args
+    except SyntaxError: return m[0] # a default that is no code
+    about = {i: l.partition(' # ')[2] for i,l in enumerate(lines, 2)}
+    if not any(about.values()): return m[0]
     gives,_,about_result = end.partition(' # ')
     cell = lambda text: (text or '').replace('|', r'\|')
     code = lambda text: f'`{cell(text)}`' if text else ''
-    rows = [f"| {code(a['name'])} | {code(as_written(a['type']))} | {code(a['default'])} | {cell(a['about'])} |" for a in arguments]
+    source = lambda node: ast.unparse(node) if node else ''
+    params = parameters(args)
+    last = {o.lineno:o for _,o,_ in params} # of a line; the comment there is on it
+    meaning = lambda o: cell(about[o.lineno]) if last[o.lineno] is o else ''
+    rows = [f'| {code(n)} | {code(as_written(source(o.annotation)))} | {code(source(d))} | {meaning(o)} |' for n,o,d in params]
     result = as_written(gives.partition('->')[2].strip(' :'))
-    if result or about_result: rows.append(f'| *returns* | {code(result)} | | {cell(about_result)} |')
+    if result: rows.append(f'| *returns* | {code(result)} | | {cell(about_result)} |')
     table = ['| Argument | Type | Default | Meaning |', '|---|---|---|---|', *rows]
-    return '\n'.join([f'```python\n{head}{short})\n```', '', '::: {.arguments}', '', *table, '', ':::'])
+    for _,o,_ in params: o.annotation = None
+    return '\n'.join([f'```python\n{head}{ast.unparse(args)})\n```', '', '::: {.arguments}', '', *table, '', ':::'])
 
 def document_arguments(f):
     "In the notebook `f`, the arguments of each documented function as a table; each chart once"

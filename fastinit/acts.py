@@ -49,7 +49,8 @@ def is_activation(
     if not is_leaf(m) or has_params(m): return False
     if isinstance(m, (_NormBase, nn.Identity, nn.modules.dropout._DropoutNd)): return False
     mine = next((o for o in [*m._buffers.values(), *vars(m).values()] if isinstance(o, Tensor)), None)
-    z = torch.linspace(-3, 3, 36, device='cpu' if mine is None else mine.device).view(1,4,3,3)
+    z = torch.linspace(-3, 3, 36, device='cpu' if mine is None else mine.device)
+    z = z.view(1,3,3,4).movedim(3, 1) # both signs in every channel
     mix = lambda t: t.flatten().roll(5).view_as(t)
     try: y,y_mixed,y_part = m(z.clone()),m(mix(z)),m(z[:,:2].clone())
     except Exception: return False # it wants another shape

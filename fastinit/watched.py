@@ -153,7 +153,7 @@ def __repr__(self:Watched): return self.summary
 def _picture(ax, ratio, gone, names, title):
     """log10 of `ratio`, layer × step: blue is too small, red too large, black not finite (`gone`), grey exactly 0 or not
     recorded"""
-    with np.errstate(divide='ignore'): v = np.log10(ratio.to_numpy(dtype=float))
+    with np.errstate(divide='ignore'): v = np.log10(ratio.to_numpy())
     v = np.where(gone | np.isposinf(v), 3, np.where(np.isfinite(v), v.clip(-2, 2), np.nan))
     cmap = plt.get_cmap('RdBu_r').with_extremes(over='black', bad='0.8')
     extent = 0.5,v.shape[1]+0.5,len(names)-0.5,-0.5

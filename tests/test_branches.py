@@ -35,6 +35,18 @@ def test_ways(way):
     with Unchanged(model): b = residual_branches(model, x)
     assert list(b)==[f'2.{o}' for o in WAYS[way]] and not any(b.values())
 
+def test_two_items_of_what_has_the_length_of_the_batch():
+    "A list, a number in a tensor and a mask of another length are passed whole"
+    class Guided(nn.Module):
+        def __init__(self): super().__init__(); self.block,self.seen = Block(8, 'plain'),[]
+        def forward(self, names, scale, x, mask):
+            self.seen.append((len(names), scale.ndim, len(x), len(mask)))
+            return self.block(x*scale)
+    model,seen = Guided(),[]
+    model.register_forward_pre_hook(lambda m,i: seen.append((len(i[0]), i[1].ndim, len(i[2]), len(i[3]))))
+    assert list(residual_branches(model, ['a','b','c'], torch.tensor(2.), torch.randn(5,8), torch.randn(7)))==['block.b']
+    assert seen==[(3,0,2,7)] and not model.seen
+
 def test_used_elsewhere_is_no_branch():
     class Two(nn.Module):
         def __init__(self): super().__init__(); self.block,self.head = Block(8, 'seen elsewhere'),nn.Linear(8,2)

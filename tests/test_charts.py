@@ -2,8 +2,9 @@
 import html, math, pickle, re
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest
 from matplotlib.colors import to_hex, to_rgba
+from PIL import Image
 import fastinit.page
-from fastinit.plot import few_colors, plot_depth, plot_grads, plot_hists, plot_init_stats, plot_lr_range, plot_metrics, plot_side_by_side, scheme_colors
+from fastinit.plot import few_colors, plot_depth, plot_grads, plot_hists, plot_init_stats, plot_lr_range, plot_metrics, plot_side_by_side, save_png, scheme_colors
 from fastinit.report import InitReport, statuses
 
 @pytest.fixture(autouse=True)
@@ -161,6 +162,112 @@ def test_lr_range():
     x = [np.asarray(c[0].get_xdata(), float) for c in ax.containers]
     assert (x[0]<x[1]).all() and np.allclose(x[1]/x[0], 1.03) and ax.get_xscale()=='log'
     assert [t.get_text() for t in ax.get_xticklabels()]==['0.001','0.01'] and 'after epoch 2' in ax.get_ylabel()
+
+def called(ax): return ax.get_xlabel(),ax.get_ylabel()
+def results_of(*schemes): return pd.concat([results().query("scheme=='lsuv'").assign(scheme=k) for k in schemes])
+
+def test_what_the_axes_are_called():
+    a,b = plot_init_stats(report([1.,2.]))
+    assert called(a)==('layer, in order of execution','mean of the output') and called(b)==('layer, in order of execution','std of the output')
+    assert called(plot_grads(report([1.], grad_std=[1.])))==('layer, in order of execution','std of the gradient (log scale)')
+    assert called(plot_depth(report([1.])))==('depth (layers)','std of the output (log scale)')
+    assert called(plot_metrics(results()))==('epoch','accuracy')
+    assert called(plot_lr_range(results()))==('peak learning rate (log scale)','accuracy after epoch 2')
+    hist = plot_hists(pd.DataFrame({'a':[0.,1.]}, index=[-1.,1.]))
+    assert called(hist)==('layer, in order of execution','value of the output')
+    assert called(hist.figure.axes[1])==('','share of the values (log10)')
+
+def test_sizes():
+    "In inches; a wider one for more layers, but none wider than a page"
+    charts = [plot_depth(report([1.])), plot_metrics(results()), plot_lr_range(results())]
+    assert {tuple(ax.figure.get_size_inches()) for ax in charts}=={(7,4)}
+    def _size(ax): return tuple(ax.figure.get_size_inches().round(6))
+    hists = pd.DataFrame({str(i):[0.,1.] for i in range(20)}, index=[-1.,1.])
+    assert _size(plot_init_stats(report([1.]*20))[0])==(10.,4.8) and _size(plot_init_stats(report([1.]*40))[0])==(10.5,4.8)
+    assert _size(plot_grads(report([1.]*20, grad_std=1.)))==(8.,4.) and _size(plot_hists(hists))==(8.,4.)
+    assert tuple(plot_side_by_side({'a':results(), 'b':results(), 'c':results()}, plot_metrics)[0].figure.get_size_inches().round(6))==(9.,7.8)
+
+@pytest.mark.parametrize('n,marker', [(30,'o'), (31,'.')])
+def test_points_are_dots_where_there_are_many(n, marker):
+    r = report([1.]*n, grad_std=1.)
+    assert {lines(ax)['as it is'].get_marker() for ax in (*plot_init_stats(r), plot_grads(r))}=={marker}
+
+def test_limits_of_one_layer():
+    assert plot_init_stats(report([1.]))[1].get_xlim()==(-0.5,0.5) and plot_hists(pd.DataFrame({'a':[0.,1.]}, index=[-1.,1.])).get_xlim()==(-0.5,0.5)
+
+def test_lines_that_lie_on_others_are_dashed():
+    names = 'lsuv','lsuv_uncentered','lsuv_orthogonal','lsuv_small_branches','batchnorm'
+    stats = plot_init_stats({k:report([1.,2.]) for k in names})
+    for ax in (*stats, plot_metrics(results_of(*names)), plot_lr_range(results_of(*names))):
+        by = lines(ax) or {c.get_label():c[0] for c in ax.containers}
+        dashes = [str(by[k]._dash_pattern) for k in names]
+        assert by['lsuv'].get_linestyle()=='-' and dashes[0].endswith('None)') and len(set(dashes))==len(names)
+
+def test_a_scheme_has_one_colour_in_all_charts():
+    want = scheme_colors(['kaiming','lsuv'])
+    def _same(found): assert {k:to_hex(c) for k,c in found.items()}=={k:c.lower() for k,c in want.items()}
+    rs = {k:report([1.,2.,math.inf], grad_std=[1.,0.,1.]) for k in want}
+    for ax in plot_init_stats(rs): _same({k:o.get_color() for k,o in lines(ax).items() if k in want})
+    ax = plot_grads(rs)
+    _same({k:o.get_color() for k,o in lines(ax).items() if k in want})
+    _same({k.split(':')[0]:o.get_color() for k,o in lines(ax).items() if k not in want})
+    ax = plot_depth(rs)
+    _same({k.split()[0]:o.get_color() for k,o in lines(ax).items()})
+    _same(dict(zip(want, [o.get_color() for o in ax.get_lines() if o.get_linestyle()==':'])))
+    ax = plot_metrics(results())
+    _same({k:o.get_color() for k,o in lines(ax).items()})
+    _same(dict(zip(want, [o.get_facecolor()[0] for o in ax.collections])))
+    ax = plot_lr_range(results())
+    _same({c.get_label():c[0].get_color() for c in ax.containers})
+    _same(dict(zip(want, [o.get_color() for o in ax.get_lines() if o.get_marker()=='*'])))
+
+def test_colours_run_out_late():
+    "Those that a known scheme has go to no other, as long as there are any; then black"
+    names = [f's{i}' for i in range(10)]
+    assert len({*list(scheme_colors(names).values())[:8]})==8 and [*scheme_colors(names).values()][8:]==['#000000']*2
+    known = 'kaiming','default','lsuv','xavier','orthogonal','normal','lsuv_uncentered'
+    res = scheme_colors([*known,'a','b'])
+    assert res['a']=='#F0E442' and res['b']=='#000000' and len({*res.values()})==len(known)+1
+    for k in (*known,'lsuv_orthogonal','lsuv_activation','lsuv_small_branches','lsuv_residual','batchnorm'):
+        assert to_hex(scheme_colors([k])[k])!='#000000' or k=='lsuv_uncentered'
+    assert len({*scheme_colors([*known,'lsuv_orthogonal','lsuv_activation','lsuv_small_branches','lsuv_residual','batchnorm']).values()})==12
+
+def test_whole_numbers_and_rates_along_x():
+    ax = plot_metrics(results())
+    assert all(t==int(t) for t in ax.get_xticks())
+    assert not len(plot_lr_range(results()).xaxis.get_minorticklocs())
+
+@pytest.mark.parametrize('mean,near', [(1e4,1.), (1e8,100.)])
+def test_means_near_zero_on_a_log_scale(mean, near):
+    "Linear up to 1, or to a millionth of the largest"
+    axis = plot_init_stats(report([1.,1e4], [0.,-mean]))[0].yaxis
+    assert axis.get_transform().linthresh==pytest.approx(near, rel=0.3)
+
+def test_nothing_to_draw():
+    for f,o,what in [(plot_init_stats, {}, 'InitReport'), (plot_hists, report([1.]), 'histograms'), (plot_grads, report([1.]), 'gradients')]:
+        with pytest.raises(ValueError, match=what): f(o)
+    for f in (plot_metrics, plot_lr_range):
+        with pytest.raises(ValueError, match="no column 'auc'; there are scheme, lr, seed, epoch, accuracy"): f(results(), 'auc')
+
+def test_given_axes_of_each_chart():
+    for f,o in [(plot_hists, pd.DataFrame({'a':[0.,1.]}, index=[-1.,1.])), (plot_grads, report([1.], grad_std=[1.])), (plot_depth, report([1.])),
+                (plot_metrics, results()), (plot_lr_range, results())]:
+        ax = plt.subplots()[1]
+        assert f(o, ax=ax) is ax and len(plt.get_fignums())==1
+        plt.close('all')
+        assert tuple(f(o, figsize=(5,3)).figure.get_size_inches())==(5,3)
+        plt.close('all')
+
+def test_saved_pictures(tmp_path):
+    "A PNG of the size asked for, of 128 colours at most, and each line has its own"
+    fig,ax = plt.subplots(figsize=(4,3))
+    for i,c in enumerate(scheme_colors('abcdefg').values()): ax.plot([0,1], [i,i], color=c, lw=0.5)
+    ax.imshow(np.linspace(0, 1, 400).reshape(20,20), extent=(0,1,0,6), aspect='auto', cmap='viridis')
+    save_png(fig, tmp_path/'a.png')
+    save_png(fig, tmp_path/'b.png', dpi=50)
+    a,b = Image.open(tmp_path/'a.png'),Image.open(tmp_path/'b.png')
+    assert a.format=='PNG' and a.mode=='P' and a.size==(480,360) and b.size==(200,150)
+    assert 100<len(a.getcolors())<=128 and len(few_colors(a, 16).getcolors())<=16
 
 def test_legends_cover_no_line():
     many = pd.concat([results().query('lr==0.001').assign(scheme=f's{i}') for i in range(6)])

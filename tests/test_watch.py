@@ -1,5 +1,5 @@
 "The first steps watched: the numbers are those of plain hooks, the training is that of an unwatched Learner, and nothing stays behind."
-import pickle, random, warnings
+import math, pickle, random, warnings
 from copy import deepcopy
 import numpy as np, pandas as pd, pytest, torch
 from torch import nn
@@ -11,6 +11,7 @@ import fastai.callback.schedule # adds lr_find and fine_tune to Learner
 from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.basics import Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, params, set_seed
 from fastinit.all import *
+from fastinit.watched import Watched, plot_watched
 
 @pytest.fixture(autouse=True)
 def _quiet():
@@ -161,7 +162,7 @@ class Interrupt(Callback):
     def before_batch(self): self._maybe('before_batch')
 
 @pytest.mark.parametrize('event', ['before_batch','after_pred','before_step'])
-@pytest.mark.parametrize('then', ['forward','validate','fit'])
+@pytest.mark.parametrize('then', ['forward','validate','fit','one_batch'])
 def test_interrupt(event, then):
     "The next pass takes the hooks away and is not recorded; the watch goes on in the next fit"
     learn = learner(cbs=Interrupt(2, event)).watch_init(5)
@@ -170,8 +171,9 @@ def test_interrupt(event, then):
     learn.interrupt.at = -1
     if then=='forward': learn.model(learn.dls.train.new().one_batch()[0])
     elif then=='validate': learn.validate()
+    elif then=='one_batch': learn.one_batch(0, learn.dls.train.one_batch()) # by hand: a training step, too
     else: fit(learn)
-    assert n_hooks(learn.model)==0 and len(learn.watch.watched)==(5 if then=='fit' else 2)
+    assert n_hooks(learn.model)==0 and len(learn.watch.watched)==dict(fit=5, one_batch=3).get(then, 2)
     assert len(learn._init_report.watched)==len(learn.watch.watched)
 
 class Break(Callback):
@@ -216,7 +218,7 @@ def test_without_an_initialization_the_report_is_that_of_the_first_batch():
     plain = Plain()
     learn = fit(learner(cbs=plain).watch_init(2))
     report = learn.init_report()
-    assert list(report.df.layer)==list(plain.steps[0][0])
+    assert list(report.df.layer)==list(plain.steps[0][0]) and report.notes==['measured on the first training batch']
     for n,o in plain.steps[0][0].items(): assert report[n]['std']==pytest.approx(o.std().item(), rel=1e-5)
     axs = report.plot_steps()
     assert len(axs)==3 and axs[0].images[0].get_array().shape==(4,2)
@@ -302,6 +304,29 @@ def test_other_outputs_and_calls():
     assert counts.to_dict()=={'rnn':4, 'lin':4, 'out':4, 'rare':2}
     assert pd.isna(learn.watch.watched.grid('std').loc['rare',2]) and learn.watch.watched.changes.set_index('layer')['first'].get('rare', 3) in (1,3)
 
+def test_what_is_not_recorded():
+    "A part that runs without gradients, whole numbers, nothing at all; of a layer called twice the second call"
+    class Part(nn.Module):
+        def __init__(self, f): super().__init__(); self.f,self.p = f,nn.Parameter(torch.ones(1))
+        def forward(self, x): return self.f(x)
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.teacher,self.student,self.twice = nn.Linear(12,8),nn.Linear(12,8),Part(lambda x: x*self.twice.p)
+            self.index,self.empty,self.out = Part(lambda x: x.argmax(-1)),Part(lambda x: x[:0]),nn.Linear(8,2)
+        def forward(self, x):
+            with torch.no_grad(): aim = self.teacher(x)
+            h = self.student(x)
+            self.index(h), self.empty(h)
+            return self.out(self.twice(h) + self.twice(9*aim))
+    learn = learner(Odd()).watch_init(2)
+    stds = []
+    learn.model.student.register_forward_hook(lambda m,i,o: stds.append(o.std().item()))
+    fit(learn, 1)
+    rows = learn.watch.watched.df.query('step==1').set_index('layer')
+    assert list(rows.index)==['student','twice','out'] and rows['std']['twice']==pytest.approx(stds[0], rel=1e-5)
+    assert rows['type'].tolist()==['Linear','Part','Linear'] and rows['shape']['student']==(16,8)
+
 def test_no_targets():
     "fastai takes no step then: there is nothing to watch, and nothing stays behind"
     ds = [(torch.randn(12),) for _ in range(32)]
@@ -313,3 +338,104 @@ def test_no_targets():
 def test_wrong_n(n):
     for f in (lambda: learner().watch_init(n), lambda: WatchCallback(n), lambda: LSUVCallback(watch=n or -1)):
         with pytest.raises(ValueError, match='whole number from 1'): f()
+
+# The record alone, of made-up steps
+
+def record(stds, grads=None, losses=None, means=None, **kwargs):
+    "`stds`: layer → its std in each step, None where it was not called"
+    w = Watched(**kwargs)
+    for i in range(len(next(iter(stds.values())))):
+        rows = {n:dict(type='Linear', shape=(4,8), mean=means[n][i] if n in (means or ()) else 0., std=s[i], near_zero=0.5, grad_std=grads[n][i] if grads else 1e-3)
+                for n,s in stds.items() if s[i] is not None}
+        w.add(rows, losses[i] if losses else 1.)
+    return w
+
+def test_summary_counts_its_words():
+    "One step, one layer; then several; the worst kind first, what is over last"
+    assert record({'a':[1.], 'b':[1.]}).summary=='after 1 step none of 2 layers has vanished, exploded or died'
+    assert record({'a':[1.,1.], 'b':[1.,1e3]}).summary=='after 2 steps 1 layer of 2 has exploded (first: b, at step 2)'
+    two = record({'a':[1.,1e3,1e3], 'b':[1e-5,1e-5,1e-5], 'c':[1.,1e3,1.], 'd':[1.,1.,1e3]})
+    assert two.summary==('after 3 steps 2 layers of 4 have exploded (first: a, at step 2), 1 has vanished (first: b, from the start), '
+                         '1 had exploded in between (first: c, at step 2)')==repr(two)
+
+def test_changes():
+    "Layer, what is wrong, when it began, and when it ended, if it did"
+    w = record({'late':[1.,1.,1e3], 'gone':[1.,1.,1.], 'burst':[1e3,1e3,1.], 'gap':[1e-5,None,1e-5], 'fine':[1.,1.,1.], 'twice':[1e3,1.,1e3]},
+               means={'gone':[0.,math.nan,math.inf]})
+    rows = [tuple(o) for o in w.changes.astype(object).itertuples(index=False)]
+    assert [r[:3] for r in rows]==[('gone','not finite',2), ('late','exploding',3), ('twice','exploding',3), ('gap','vanishing',1), ('burst','exploding',1)]
+    assert [r[3] is pd.NA for r in rows]==[True]*4+[False] and rows[-1][3]==2
+    assert str(w.changes['last'].dtype)=='Int64' and not len(record({'a':[1.]}).changes)
+
+def test_zero_by_design_and_targets():
+    "A layer that begins at 0 by design may grow slowly; one with a target of its own is judged by that"
+    w = record({'a':[0.,1e-5,1e-4], 'b':[0.01,0.01,0.01], 'c':[1.,1.,1.]}, target=2., targets={'b':0.01}, zero=['a'])
+    assert not len(w.changes) and w.grid('target').loc['b'].tolist()==[0.01]*3 and w.grid('target').loc['c'].tolist()==[2.]*3
+    assert w.grid('status').loc['a'].tolist()==['zero','vanishing','vanishing']
+    assert record({'a':[0.,0.], 'b':[1.,1.]}, targets={'a':0.}).grid('status').loc['a'].tolist()==['zero','zero']
+
+def test_table_of_the_steps():
+    w = record({'a':[1.,2.], 'b':[3.,None], 'c':[None,4.]}, grads={'a':[.1,.2], 'b':[.3,None], 'c':[None,.4]}, losses=[2.,1.])
+    assert list(w.df.columns)==['step','layer','type','shape','mean','std','near_zero','grad_std','target','status'] and w.loss==[2.,1.] and len(w)==2
+    assert w.df[['step','layer','std']].values.tolist()==[[1,'a',1.],[1,'b',3.],[2,'a',2.],[2,'c',4.]] and list(w.layers)==['a','b','c']
+    assert w.df['shape'].tolist()==[(4,8)]*4 and w.df['near_zero'].tolist()==[0.5]*4 and w.df.grad_std.tolist()==[.1,.3,.2,.4]
+    assert w.first_step().layer.tolist()==['a','b'] and list(w.first_step().columns)==['layer','type','shape','mean','std','near_zero','status']
+    w.add({'a':dict(type='Linear', shape=(4,8), mean=0., std=5., near_zero=0., grad_std=8.)}, torch.tensor(0.5), scale=torch.tensor(4.))
+    assert w.df.iloc[-1][['step','layer','std','grad_std']].tolist()==[3,'a',5.,2.] and w.loss==[2.,1.,0.5] # a table of two steps is made anew
+    assert w.grid('std').shape==(3,3) and w.grid('std').columns.tolist()==[1,2,3]
+
+def test_steps_of_several_processes():
+    "Moments of all values together, the gradient's mean square, the mean loss; a layer that only one process called"
+    class Two:
+        size = 2
+        def __init__(self, *other): self.other = iter(other)
+        def gather(self, t): return [t.tolist(), torch.as_tensor(next(self.other)).tolist()]
+    a,b = torch.randn(32).double(),torch.randn(64).double()*3+1
+    def row(v, grad): return dict(type='Linear', shape=tuple(v.shape), mean=v.mean().item(), std=v.std().item(), near_zero=(v<=0.05).double().mean().item(), grad_std=grad)
+    other = [[64., b.mean(), b.std(), (b<=0.05).double().mean(), 3.], [0.]+[math.nan]*4]
+    w = Watched()
+    w.add({'x':row(a, 1.), 'y':row(a, 1.)}, torch.tensor(2.), pool=Two(other, 5.), names=['x','y'])
+    both = torch.cat([a, b])
+    x,y = w.df.set_index('layer').loc['x'],w.df.set_index('layer').loc['y']
+    for r,v,grad in ((x, both, math.sqrt((32+64*9)/96)), (y, a, 1.)):
+        assert r['mean']==pytest.approx(v.mean().item(), abs=1e-6) and r['std']==pytest.approx(v.std().item(), rel=1e-6)
+        assert r.near_zero==pytest.approx((v<=0.05).double().mean().item()) and r.grad_std==pytest.approx(grad)
+    assert w.loss==[3.5]
+
+def test_what_the_picture_is_called():
+    w = record({'a':[1.,1e3], 'b':[1.,1.], 'c':[1.,0.]}, grads={'a':[1.,1e-9], 'b':[2.,1e9], 'c':[4.,0.]}, losses=[1.,2.])
+    left,right,top = plot_watched(w)
+    assert left.get_title()=='std of the output ÷ target' and right.get_title()=='std of the gradient ÷ median of step 1'
+    assert left.get_xlabel()==right.get_xlabel()=='training step' and left.get_ylabel()=='layer, in order of execution'
+    bar = left.figure.axes[-1]
+    assert [t.get_text() for t in bar.get_yticklabels()]==['÷100','÷10','1','×10','×100'] and bar.get_yticks().tolist()==[-2,-1,0,1,2]
+    im = left.images[0].get_array()
+    assert im[:,1].filled(9).tolist()==[2,0,9] and right.images[0].get_array()[:,1].filled(9).tolist()==[-2,2,9] # at most two decades; 0 is grey
+    assert right.images[0].get_array()[:,0].tolist()==pytest.approx([math.log10(o/2) for o in (1,2,4)])
+    assert [(l.get_xdata()[0],l.get_ydata()[0],l.get_color()) for l in left.get_lines()]==[(2,2,'black'),(2,0,'black')] and not right.get_lines()
+    assert top.get_lines()[0].get_xdata().tolist()==[1,2] and top.get_yscale()=='linear' and not left.figure.axes[1].axison
+
+@pytest.mark.parametrize('losses,scale', [([1.,29.],'linear'), ([1.,31.],'log'), ([-1.,31.],'linear'), ([0.,31.],'linear')])
+def test_the_scale_of_the_loss(losses, scale): assert plot_watched(record({'a':[1.,1.]}, losses=losses))[2].get_yscale()==scale
+
+@pytest.mark.parametrize('n,height', [(3,4.5), (40,6.), (200,9)])
+def test_the_height_of_the_picture(n, height):
+    w = record({f'l{i}':[1.] for i in range(n)})
+    assert plot_watched(w)[0].figure.get_size_inches().tolist()==pytest.approx([10.5,height])
+    assert plot_watched(w, figsize=(6,5))[0].figure.get_size_inches().tolist()==[6,5]
+
+def test_crosses_are_white_where_the_picture_is_black():
+    w = record({'a':[1.,1.], 'b':[1.,1e3], 'c':[1e3,1e3]}, means={'a':[0.,math.nan]})
+    assert [(l.get_ydata()[0],l.get_color()) for l in plot_watched(w)[0].get_lines()]==[(0,'white'),(1,'black')] # c was so from the start
+
+def test_three_layers_of_a_kind_are_named():
+    w = record({**{f'e{i}':[1.,1e3] for i in range(3)}, **{f'v{i}':[1e-5,1e-5] for i in range(5)}})
+    assert plot_watched(w)[0].figure.axes[1].texts[0].get_text().splitlines()==[
+        *(f'e{i}: exploding at step 2' for i in range(3)), 'v0: vanishing from the start', 'v1: vanishing from the start',
+        'v2: vanishing from the start, and 2 more layers']
+
+def test_nothing_watched():
+    with pytest.raises(ValueError, match='no steps were watched'): plot_watched(Watched())
+    w = Watched()
+    w.add({}, 1.)
+    with pytest.raises(ValueError, match='none of the layers was called'): plot_watched(w)

@@ -136,7 +136,7 @@ class InitComparison(dict):
     def runs(self)->pd.DataFrame: # scheme, lr, seed; loss at the end, diverged
         "One row per training"
         def _end(l):
-            end,start = l.iloc[-max(1, len(l)//5):].mean(skipna=False),l.iloc[0]
+            end,start = l.iloc[-max(1, len(l)//5):].mean(),l.iloc[0]
             bad = not np.isfinite(l).all()
             return pd.Series(dict(loss=math.inf if bad else end, diverged=bad or end > start + abs(start)))
         return self.losses.groupby(['scheme','lr','seed'], sort=False).loss.apply(_end).unstack().reset_index()

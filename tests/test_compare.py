@@ -316,3 +316,12 @@ def test_wrong_arguments(kwargs):
     before = deepcopy(learn.model.state_dict())
     with pytest.raises(ValueError): learn.compare_inits(**kwargs)
     assert equal(learn.model.state_dict(), before)
+
+@pytest.mark.parametrize('steps', [0,2])
+def test_a_model_that_cannot_be_initialized(steps):
+    "It is said what to do, before anything is copied or trained"
+    class Uncopied(nn.LazyLinear):
+        def __deepcopy__(self, memo): raise AssertionError('copied')
+    learn = learner(model=nn.Sequential(Uncopied(4), nn.Linear(4,2)), opt_func=SGD)
+    with pytest.raises(ValueError, match='0.weight is not built yet .*run one batch through the model first'):
+        learn.compare_inits(['kaiming','lsuv'], steps=steps)

@@ -215,7 +215,7 @@ def test_imagenette(images, monkeypatch):
     assert list(some.train_ds.items)==list(get_data('imagenette', size=64, bs=6, n_train=9, n_valid=5).train_ds.items)
     monkeypatch.setattr(article.data, 'in_memory', 9*64*64*3) # too little: workers decode
     each = get_data('imagenette', size=64, bs=6, n_train=9, n_valid=5)
-    assert each.train_ds.kept is None and each.num_workers>0
+    assert each.train_ds.kept is None and each.train.fake_l.num_workers>0
     for a,b in zip(some.valid, each.valid): assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
     monkeypatch.undo()
     monkeypatch.setattr(article.data, 'untar_data', lambda url: images)

@@ -537,3 +537,36 @@ def test_two_processes_wait_together(tmp_path):
         for (w,report,stds) in (a,b):
             assert all(torch.equal(v, a[0][k]) for k,v in w.items()) and (report.df['std']-1).abs().max()<1e-3
             assert any('first training batch' in o for o in report.notes)==(i!=1) and all(abs(s-1)<0.2 for s in stds)
+
+@pytest.mark.parametrize('kind,why', [
+    *((k,'') for k in EARLY), *((k,'its data set is a stream') for k in ('fastai_stream','iterable','stream')),
+    *((k,'it has a generator of its own') for k in ('generator','sampler_generator')), *((k,'it has a sampler of its own') for k in ('weighted','own_sampler')),
+    ('batch_sampler','it has a batch sampler of its own')])
+def test_why_a_loader_cannot_be_asked(kind, why): assert batch.cannot_ask(LOADERS[kind]())==why
+
+def test_why_other_loaders_cannot_be_asked():
+    class Own(TorchLoader):
+        def __iter__(self): return super().__iter__()
+    def seed(i): pass
+    unbatched = TorchLoader(DS, batch_sampler=BatchSampler(RandomSampler(DS), 16, False))
+    for dl,why in [(Own(DS), 'Own has an `__iter__` of its own'), (TorchLoader(DS, worker_init_fn=seed), 'it has a `worker_init_fn`'), ((X,), ''), ({'a':1}, 'it is a dict'),
+                   (unbatched, 'it has a batch sampler of its own'), (DataLoader(iter(DS), bs=4), 'its data set is a stream')]:
+        assert batch.cannot_ask(dl)==why, why
+
+class AddOne(Callback):
+    order = 10
+    def after_pred(self): self.learn.pred = self.pred + 1
+class Double(Callback):
+    order = 20
+    def after_pred(self): self.learn.pred = self.pred*2
+class Halve(Callback):
+    order = 30
+    def after_loss(self): self.learn.loss_grad = self.loss_grad/2
+
+@pytest.mark.parametrize('cbs', [(AddOne,Double,Halve), (Halve,Double,AddOne)])
+def test_the_loss_with_callbacks(cbs):
+    "In their order, however they were added; nothing stays behind"
+    learn = learner(cbs=[cb() for cb in cbs])
+    pred = torch.randn(16, 2)
+    loss = batch.loss_with_callbacks(learn)(pred, Y[:16])
+    assert loss==pytest.approx(learn.loss_func((pred+1)*2, Y[:16]).item()/2) and 'pred' not in vars(learn)

@@ -1,7 +1,7 @@
 "The statistics are right to 1e-6, against double precision, whatever the values, their number and the processor"
 from itertools import product
 import numpy as np, pytest, torch
-from fastinit.stats import Moments
+from fastinit.stats import Moments, near_zero
 from fastinit.tensors import norm_of,sum_of
 
 SIZES = 2, 3, 63, 64, 255, 256, 511, 512, 513, 2**11-1, 2**11, 2**16+7, 2**17, 2**20, 2**20+1, 2**23+3
@@ -84,3 +84,12 @@ def test_reduced_matmul_precision():
     try:
         for kind in ('two_values','normal','relu'): check(VALUES[kind](2**20), False)
     finally: torch.set_float32_matmul_precision(was)
+
+@pytest.mark.parametrize('dtype', [torch.float, torch.double, torch.half, torch.bfloat16, torch.complex64])
+def test_share_near_zero(dtype):
+    "Of values of 0.05 or less, negative ones too; of complex ones by their absolute value; a number"
+    v = torch.tensor([-3., 0., 0.04, 0.06, 0.5, 1.]).to(dtype)
+    share = near_zero(v)
+    assert isinstance(share, float) and share==pytest.approx((2 if dtype.is_complex else 3)/6)
+    assert near_zero(torch.full((3,), 0.05))==1. and near_zero(torch.zeros(2,3))==1. and near_zero(torch.ones(2))==0.
+    assert near_zero(torch.tensor([3j, 0.01j, 0.04]))==pytest.approx(2/3)

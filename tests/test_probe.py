@@ -1,0 +1,316 @@
+"A pass that leaves no trace: each kind of state, each mode, each random generator; and what an error says"
+import random
+from collections import deque
+from types import SimpleNamespace
+import numpy as np, pytest, torch
+from torch import nn
+from fastinit.acts import GeneralReLU
+from fastinit.probe import InitError, Saved, all_or_nothing, forward, probing, require_grad, same_bits, unmoved_rng
+
+nan = float('nan')
+
+def test_same_bits():
+    "NaN is equal to NaN here, and 0 to −0; shapes are those of one tensor"
+    t = torch.tensor
+    assert same_bits(t([1.,nan]), t([1.,nan])) and same_bits(t([1,2]), t([1,2])) and same_bits(torch.ones(0), torch.ones(0))
+    assert not same_bits(t([1.,nan]), t([nan,1.])) and not same_bits(t([1.,2.]), t([1.,3.])) and not same_bits(t([nan]), t([1.])) and not same_bits(t([1.]), t([nan]))
+
+def test_saved_values_come_back():
+    "All of them, all but some, or some only; by the memory they lie in, which stays the same"
+    def ws(): return [torch.ones(4), torch.full((4,), 2.), torch.full((4,), 3.)]
+    for kwargs,back in (({}, [0,1,2]), (dict(but=[1]), [0,2]), (dict(only=[1]), [1]), (dict(but=[0], only=[0,1]), [1]), (dict(but=[0,1,2]), []), (dict(only=[]), [])):
+        a = ws()
+        saved,places = Saved(a),[w.data_ptr() for w in a]
+        for w in a: w.mul_(10)
+        saved.restore(**{k:[a[i] for i in v] for k,v in kwargs.items()})
+        assert [i for i,w in enumerate(a) if w.equal(ws()[i])]==back and [w.data_ptr() for w in a]==places
+    whole = torch.arange(8.)
+    first,last = whole[:5],whole[4:] # share one value
+    saved = Saved([first])
+    whole.zero_()
+    saved.restore(but=[last])
+    assert not whole.any()
+    saved.restore(but=[whole[5:]])
+    assert whole.tolist()==[0,1,2,3,4,0,0,0]
+
+def test_saved_parameters_whose_data_was_replaced():
+    p = nn.Parameter(torch.arange(4.))
+    saved,place = Saved([p]),p.data_ptr()
+    p.data = torch.zeros(6)
+    saved.restore()
+    assert p.tolist()==[0,1,2,3] and p.data_ptr()==place
+
+def test_values_that_did_not_change_are_not_written():
+    "They may lie in a file that cannot be written"
+    a = np.arange(3.)
+    a.flags.writeable = False
+    with pytest.warns(UserWarning): t = torch.from_numpy(a)
+    saved,version = Saved([t]),t._version
+    saved.restore()
+    assert t._version==version and t.tolist()==[0,1,2]
+
+@pytest.mark.parametrize('error', [ValueError, KeyboardInterrupt, SystemExit, None])
+@pytest.mark.parametrize('keep', [True, False])
+def test_all_or_nothing(error, keep):
+    w = torch.ones(3)
+    try:
+        with all_or_nothing([w], keep=keep) as saved:
+            w.mul_(5)
+            if error: raise error
+    except BaseException as e: assert type(e) is error
+    assert w.tolist()==[5. if keep and not error else 1.]*3 and isinstance(saved, Saved)
+
+def test_random_states_stay():
+    "Of Python, NumPy and torch; also after an error"
+    def draws(): return random.random(),np.random.rand(),torch.rand(1).item()
+    for error in (False, True):
+        random.seed(0); np.random.seed(0); torch.manual_seed(0)
+        want = draws()
+        random.seed(0); np.random.seed(0); torch.manual_seed(0)
+        with pytest.raises(ValueError) if error else unmoved_rng():
+            if not error: draws()
+            else:
+                with unmoved_rng():
+                    draws()
+                    raise ValueError
+        assert draws()==want
+
+# State
+
+class Stateful(nn.Module):
+    "Changes what it is told to in its forward"
+    def __init__(self, change, **attrs):
+        super().__init__()
+        self.lin,self.change = nn.Linear(3,3),change
+        for k,v in attrs.items(): setattr(self, k, v)
+    def forward(self, x):
+        self.change(self)
+        return self.lin(x)
+
+def plain(o):
+    "A value that can be compared"
+    if isinstance(o, torch.Tensor): return o.tolist()
+    if isinstance(o, np.ndarray): return o.tolist()
+    if isinstance(o, dict): return {k:plain(v) for k,v in o.items()}
+    if isinstance(o, (list,tuple,deque)): return [plain(v) for v in o]
+    if isinstance(o, set): return sorted(o)
+    if isinstance(o, torch.Generator): return o.get_state().tolist()
+    if isinstance(o, random.Random): return o.getstate()
+    if isinstance(o, np.random.RandomState): return plain(o.get_state()[1:])
+    if isinstance(o, np.random.Generator): return o.bit_generator.state
+    if hasattr(o, '__dict__') and not callable(o): return plain(vars(o))
+    return o
+
+def deep(): return SimpleNamespace(a=1, inner=SimpleNamespace(t=torch.ones(2), items=[1]))
+CHANGES = {
+    'number': (lambda m: setattr(m, 'v', m.v+1), lambda: 3), 'string': (lambda m: setattr(m, 'v', m.v+'x'), lambda: 'a'), 'none': (lambda m: setattr(m, 'v', 1), lambda: None),
+    'tensor': (lambda m: m.v.add_(1), lambda: torch.ones(2,3)), 'tensor replaced': (lambda m: setattr(m, 'v', m.v+1), lambda: torch.ones(2)),
+    'tensor resized': (lambda m: m.v.resize_(7).fill_(2), lambda: torch.ones(3)), 'expanded': (lambda m: m.v.set_(torch.zeros(4)), lambda: torch.ones(1).expand(4)),
+    'strided': (lambda m: m.v.zero_(), lambda: torch.arange(12.).view(3,4).t()[::2]), 'empty': (lambda m: m.v.resize_(3).fill_(1), lambda: torch.ones(0)),
+    'array': (lambda m: m.v.__iadd__(1), lambda: np.ones(3)), 'list': (lambda m: m.v.append(2), lambda: [1]), 'dict': (lambda m: m.v.update(b=2), lambda: {'a':1}),
+    'dict emptied': (lambda m: m.v.clear(), lambda: {'a':1}), 'set': (lambda m: m.v.add(5), lambda: {1,2}), 'deque': (lambda m: m.v.append(2), lambda: deque([1], maxlen=2)),
+    'list of tensors': (lambda m: m.v[0].zero_(), lambda: [torch.ones(2)]), 'dict of lists': (lambda m: m.v['a'].append(1), lambda: {'a':[0]}),
+    'tuple of tensors': (lambda m: m.v[1].zero_(), lambda: (1,torch.ones(2))), 'object': (lambda m: setattr(m.v, 'a', 2), deep), 'new attribute': (lambda m: setattr(m.v, 'z', 2), deep),
+    'object in an object': (lambda m: m.v.inner.t.zero_(), deep), 'list in an object': (lambda m: m.v.inner.items.append(2), deep),
+    'torch generator': (lambda m: torch.rand(2, generator=m.v), lambda: torch.Generator().manual_seed(1)), 'python generator': (lambda m: m.v.random(), lambda: random.Random(1)),
+    'numpy generator': (lambda m: m.v.normal(), lambda: np.random.default_rng(1)), 'old numpy generator': (lambda m: m.v.rand(), lambda: np.random.RandomState(1))}
+
+@pytest.mark.parametrize('kind', CHANGES)
+def test_attributes_come_back(kind):
+    "The same objects, as they were"
+    change,make = CHANGES[kind]
+    m = Stateful(change, v=make())
+    before,obj = plain(m.v),m.v
+    with probing(m, x := torch.randn(4,3)): m(x)
+    assert m.v is obj and plain(m.v)==before==plain(make())
+    m(x)
+    assert plain(m.v)!=before # the change is one that shows
+
+def test_expanded_memory_is_put_back():
+    t = torch.ones(1)
+    m = Stateful(lambda m: t.zero_(), v=t.expand(4))
+    with probing(m, torch.randn(4,3)): m(torch.randn(4,3))
+    assert m.v.tolist()==[1.]*4 and m.v.stride()==(0,)
+
+def test_buffers_come_back():
+    "Written, replaced, added, removed; of several modules"
+    def change(m):
+        m.a.add_(1)
+        m.b = m.b+1
+        m.register_buffer('c', torch.ones(1))
+        del m._buffers['d']
+    m = Stateful(change)
+    for k in 'abd': m.register_buffer(k, torch.zeros(2))
+    a,b,d = m.a,m.b,m.d
+    with probing(m, x := torch.randn(4,3)): m(x)
+    assert list(m._buffers)==['a','b','d'] and m.a is a and m.b is b and m.d is d and not a.any() and not b.any()
+
+def test_parameters_come_back():
+    "Those written in the forward, replaced or renormed; but those that are changed on purpose"
+    m = Stateful(lambda m: m.lin.weight.data.mul_(2))
+    was = m.lin.weight.clone()
+    with probing(m, x := torch.randn(4,3)): m(x)
+    assert m.lin.weight.equal(was)
+    with probing(m, x, but=[m.lin.weight]): m(x)
+    assert m.lin.weight.equal(2*was)
+
+def test_what_is_made_in_the_forward_is_taken_away():
+    def change(m):
+        m.late = nn.Linear(2,2)
+        m.p = nn.Parameter(torch.ones(1))
+        m.new = 3
+    m = Stateful(change)
+    with probing(m, x := torch.randn(4,3)) as notes: m(x)
+    assert list(m._modules)==['lin'] and not m._parameters and not hasattr(m, 'new')
+    assert notes==['Stateful makes late, p in its forward: pass one batch through the model, then initialize it']
+
+def test_an_error_puts_all_back():
+    def change(m):
+        m.v.append(1)
+        m.lin.weight.data.zero_()
+        raise KeyboardInterrupt
+    m,rng = Stateful(change, v=[]),torch.get_rng_state()
+    was,x = m.lin.weight.clone(),torch.ones(4,3)
+    with pytest.raises(KeyboardInterrupt):
+        with probing(m, x): torch.rand(1); m(x)
+    assert m.v==[] and m.lin.weight.equal(was) and m.training and torch.equal(torch.get_rng_state(), rng)
+
+def test_the_constant_of_a_general_relu_is_a_weight():
+    m = nn.Sequential(GeneralReLU(sub=1.), nn.Linear(3,3))
+    with probing(m, torch.randn(4,3)): m[0].sub.fill_(2.)
+    assert m[0].sub==2
+
+# Modes
+
+def modes(*mods, train=True, x=None):
+    "The training flags in a pass, and the notes"
+    m,seen = nn.Sequential(*mods).train(train),[]
+    flags = [o.training for o in m.modules()]
+    with probing(m, x := torch.randn(8,4,6) if x is None else x) as notes:
+        seen = [o.training for o in m]
+        m(x)
+        after = [o.training for o in m]
+    assert [o.training for o in m.modules()]==flags
+    return seen,after,notes
+
+def test_modes():
+    "Normalizations by the batch, the rest as in evaluation; what the user froze stays frozen, and is named"
+    assert modes(nn.BatchNorm1d(4), nn.Dropout(), nn.InstanceNorm1d(4), nn.LayerNorm(6))==([True,False,True,False],)*2+([],)
+    assert modes(nn.BatchNorm1d(4), nn.Dropout(), train=False)[0]==[True,False] # a model in evaluation mode froze nothing
+    frozen = nn.BatchNorm1d(4)
+    m = nn.Sequential(frozen, nn.BatchNorm1d(4))
+    frozen.eval()
+    with probing(m, x := torch.randn(8,4,6)) as notes:
+        assert [o.training for o in m]==[False,True]
+        m(x)
+    assert notes==['1 normalization layers are in evaluation mode and used their running statistics'] and not frozen.training
+
+@pytest.mark.parametrize('norm,x,small', [
+    (nn.BatchNorm1d(4), torch.randn(1,4), True), (nn.BatchNorm1d(4), torch.randn(2,4), False), (nn.BatchNorm1d(4), torch.randn(1,4,3), False), (nn.BatchNorm2d(4), torch.randn(1,4,1,1), True),
+    (nn.InstanceNorm1d(4), torch.randn(8,4,1), True), (nn.InstanceNorm1d(4), torch.randn(8,4,2), False), (nn.InstanceNorm2d(4, track_running_stats=True), torch.randn(1,4,1,1), True)])
+def test_one_value_a_channel(norm, x, small):
+    "The running statistics are used then, and it is said"
+    if small and isinstance(norm, nn.InstanceNorm1d): norm = nn.InstanceNorm1d(4, track_running_stats=True)
+    seen,after,notes = modes(norm, x=x)
+    assert seen==[True] and after==[not small] and notes==(['0 used its running statistics: the batch gives it one value a channel'] if small else [])
+    assert not norm._forward_pre_hooks
+
+def test_running_statistics_do_not_move():
+    for norm in (nn.BatchNorm1d(4), nn.BatchNorm1d(4, momentum=None), nn.InstanceNorm1d(4, track_running_stats=True), nn.SyncBatchNorm(4)):
+        if isinstance(norm, nn.SyncBatchNorm): continue # needs a GPU
+        was = {k:v.clone() for k,v in norm.state_dict().items()}
+        with probing(norm, x := torch.randn(8,4,6)): norm(x)
+        assert all(torch.equal(v, was[k]) for k,v in norm.state_dict().items()) and norm.track_running_stats
+
+def test_a_module_that_looks_at_its_mode():
+    "`training` is set without its own `__setattr__`"
+    class Watchful(nn.Module):
+        def __init__(self): super().__init__(); self.lin = nn.Linear(3,3)
+        def __setattr__(self, k, v):
+            assert k!='training' or 'lin' not in self.__dict__.get('_modules', ())
+            super().__setattr__(k, v)
+        def forward(self, x): return self.lin(x)
+    m = Watchful()
+    with probing(m, x := torch.randn(4,3)):
+        assert not m.training
+        m(x)
+    assert vars(m)['training']
+
+def test_fast_paths_are_off_within():
+    was = torch.backends.mha.get_fastpath_enabled()
+    with probing(nn.Linear(2,2), torch.ones(2,2)): assert not torch.backends.mha.get_fastpath_enabled() and not torch.is_grad_enabled()
+    assert torch.backends.mha.get_fastpath_enabled()==was and torch.is_grad_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    with probing(nn.Linear(2,2), torch.ones(2,2)): pass
+    assert not torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(was)
+
+def test_compiled_modules_call_hooks():
+    calls = []
+    m = nn.Sequential(torch.compile(nn.Linear(3,3)), nn.Linear(3,3))
+    m[1].compile()
+    for o in (m[0]._orig_mod, m[1]): o.register_forward_hook(lambda *a: calls.append(1))
+    with probing(m, x := torch.randn(4,3)): m(x)
+    assert len(calls)==2
+
+# Errors
+
+class Fails(nn.Module):
+    def __init__(self, error): super().__init__(); self.error = error
+    def forward(self, *xb): raise self.error
+
+def said(model, *xb):
+    with pytest.raises(InitError) as e: forward(model, *xb)
+    return str(e.value)
+
+@pytest.mark.parametrize('error', [RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError])
+def test_the_layer_that_failed(error):
+    "The innermost one, with the shapes of what was passed"
+    text = said(nn.Sequential(nn.Linear(3,3), nn.Sequential(Fails(error('mine')))), torch.ones(2,3))
+    assert text.startswith('1.0 (Fails) failed on a batch of shape (2, 3): ') and 'mine' in text and text.endswith('. The model is as it was; pass a batch that fits it')
+    assert said(Fails(error('mine')), torch.ones(2,3), 4, None).startswith('Fails (Fails) failed on a batch of shape (2, 3), int, NoneType: ')
+
+def test_other_errors_pass():
+    for error in (KeyboardInterrupt, MemoryError, InitError('known')):
+        with pytest.raises(error if isinstance(error, type) else InitError) as e: forward(Fails(error), torch.ones(2))
+        assert not isinstance(error, InitError) or e.value is error
+
+def test_an_error_outside_of_all_modules():
+    class Wrong: # no module
+        def __call__(self, *xb): raise ValueError('mine')
+    m = nn.Linear(2,2)
+    m.__dict__['forward'] = Wrong()
+    assert said(m, torch.ones(2,2)).startswith(('the model failed', 'Linear (Linear) failed'))
+
+lin = nn.Sequential(nn.Linear(3,3))
+@pytest.mark.parametrize('xb,remedy', [
+    (('kaiming',), "the batch comes here: pass it, and the scheme by name, as in `init_(model, 'kaiming', x)` or `lsuv_(model, x, pre='kaiming')`"),
+    (([torch.ones(2,3)],), 'pass the parts of it that are inputs of the model, such as `*batch[:1]`, without the targets'),
+    (((torch.ones(2,3),1),), 'pass the parts of it that are inputs of the model, such as `*batch[:1]`, without the targets'),
+    (({'image':1, 'y':2},), "pass the values that are inputs of the model, such as batch['image']; or a wrapper whose forward takes the dict"),
+    (({},), "pass the values that are inputs of the model, such as batch['x']; or a wrapper whose forward takes the dict"),
+    ((np.ones((2,3)),), 'pass a tensor: `torch.from_numpy(batch)`'),
+    ((torch.utils.data.DataLoader([1]),), 'pass one batch of it, without the targets: `x,y = next(iter(loader))`, then x'),
+    ((torch.ones(2,3), torch.ones(2)), 'pass the inputs of the model alone: leave out the targets'),
+    ((torch.ones(2,4),), 'pass a batch that fits it'), ((3,), 'pass a batch that fits it'),
+    ((torch.ones(2,3,device='meta'),), "the model is on cpu: pass the batch there, `x.to('cpu')`")])
+def test_what_to_do(xb, remedy):
+    text = said(lin, *xb)
+    assert text.endswith('The model is as it was; '+remedy), text
+
+def test_what_to_do_about_inputs():
+    assert said(nn.Bilinear(2,2,2), torch.ones(2,2)).endswith('pass all inputs of the model')
+    assert said(lin)=='no batch given: pass the inputs of the model, such as `lsuv_(model, x)`'
+
+# Gradients
+
+@pytest.mark.parametrize('on', [True, False])
+def test_require_grad(on):
+    "As it was afterwards, also after an error; whole numbers have none"
+    m = nn.Sequential(nn.Linear(2,2), nn.Linear(2,2).requires_grad_(False))
+    m.index = nn.Parameter(torch.ones(2).long(), requires_grad=False)
+    was = [p.requires_grad for p in m.parameters()]
+    with require_grad(m, on) as ps: assert len(ps)==(4 if on else 0) and all(p.requires_grad==on for p in m[0].parameters()) and not m.index.requires_grad
+    assert [p.requires_grad for p in m.parameters()]==was
+    with pytest.raises(ValueError), require_grad(m, on): raise ValueError
+    assert [p.requires_grad for p in m.parameters()]==was

@@ -188,7 +188,7 @@ def test_what_is_off_is_corrected_again():
     with torch.no_grad(), c.again(['0'], saved): out = m[0](x)
     assert out.std().item()==pytest.approx(1., rel=1e-4) and m[0](x).std().item()==pytest.approx(1., rel=1e-4) and not c.stuck
     first = c.done['0']
-    assert first.change.scale==pytest.approx(1/first.std_before/3, rel=1e-4) # of both attempts
+    assert first.change.scale==pytest.approx(1/first.std_before/3, rel=0.05) # of both attempts
     with torch.no_grad(), c.again(['0'], saved): m[0](x)
     assert c.stuck=={'0'} # nothing was to be gained
 

@@ -9,6 +9,7 @@ __all__ = ['remember', 'changed_params', 'was_trained', 'kept_params', 'chosen_a
 
 # %% ../nbs/15_trained.ipynb #45190b1b
 from fastai.basics import *
+from contextlib import suppress
 from .tensors import *
 from .layers import *
 
@@ -52,7 +53,7 @@ def _has_stepped(opt):
 
 def _is_range_test(lrs):
     "Do the rates grow by the same factor, as in `lr_find`?"
-    a = np.array(lrs, dtype=float)
+    a = np.array(lrs)
     if len(a)<2 or not (a>0).all(): return False
     factors = a[1:]/a[:-1]
     return factors[0]>1.001 and np.allclose(factors, factors[0], rtol=1e-3)
@@ -69,15 +70,17 @@ def was_trained(
     return 'hps' in recorder or len(vars(learn).get('final_record', ()))>=whole_row # there was a schedule, or an epoch
 
 # %% ../nbs/15_trained.ipynb #10b05092
+def _first_groups(groups):
+    "Ids of the parameters in all but the last of `groups`; none if it is one group, a plain list"
+    return {id(p) for g in L(groups)[:-1] if isinstance(g, (list,tuple,L)) for p in g}
+
 def _body(learn, model):
-    "Ids of the parameters in all but the last group of a pretrained Learner: of its optimizer, or else of its splitter"
+    "Ids of what is pretrained in a pretrained Learner: all but the last group of its optimizer, or else of its splitter"
     if not vars(learn).get('pretrained'): return set()
     mine = {id(p) for p in model.parameters()}
-    groups = [] if learn.opt is None else learn.opt.param_lists
-    body = {id(p) for g in L(groups)[:-1] for p in g} & mine
-    if body or any(id(p) in mine for g in groups for p in g): return body
-    try: return {id(p) for g in L(learn.splitter(model))[:-1] for p in g}
-    except Exception: return mine # a model that the splitter does not know
+    body = set() if learn.opt is None else mine & _first_groups(learn.opt.param_lists)
+    with suppress(Exception): body = body or mine & _first_groups(learn.splitter(model)) # it may not know the model
+    return body or mine # nothing tells which part is new
 
 def kept_params(
     learn:Learner, # Before a fit begins

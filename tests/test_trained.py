@@ -171,6 +171,45 @@ def test_pretrained_copy():
     fit(learn, 1, 0.)
     assert same(kept, weights(learn.model)) and set(learn.lsuv.report.df.status)=={'pretrained'} # a model that the splitter does not know
 
+def test_pretrained_in_one_group():
+    "Nothing tells the body from the head then: all is kept"
+    for opt,splitter in ((None, params), (lambda ps: OptimWrapper(ps, torch.optim.SGD, lr=0.1), params), (lambda ps: SGD(ps, lr=0.1), lambda m: [params(m)])):
+        learn = learner(cbs=LSUVCallback(), splitter=splitter)
+        learn.pretrained = True
+        if opt: learn.opt = opt(params(learn.model))
+        kept = weights(learn.model)
+        fit(learn, 1, 0.)
+        assert same(kept, weights(learn.model)) and set(learn.lsuv.report.df.status)=={'pretrained'}
+    learn = learner(cbs=LSUVCallback(), splitter=groups) # an optimizer of one group, but a splitter that knows two
+    learn.pretrained,learn.opt = True,SGD(params(learn.model), lr=0.1)
+    kept = weights(learn.model[0])
+    fit(learn, 1, 0.)
+    assert same(kept, weights(learn.model[0])) and list(learn.lsuv.report.df.status)==['pretrained','ok','ok']
+
+def test_trained_without_a_recorder():
+    "The state of the optimizer tells, fastai's or the one in it"
+    for opt in (Adam, partial(SGD, mom=0.9), OPTS['torch_AdamW']):
+        learn = learner(opt_func=opt)
+        learn.remove_cb(learn.recorder)
+        learn.fit(1, 1e-2)
+        vars(learn).pop('smooth_loss', None)
+        trained = weights(learn.model)
+        learn.fit(1, 0., cbs=LSUVCallback())
+        assert same(trained, weights(learn.model)), opt
+
+@pytest.mark.parametrize('layer,said', [(nn.LazyLinear(24), 'is not built yet .lazy module.: run one batch through the model first'),
+                                        (nn.Linear(12,24,device='meta'), 'has no values .meta device.')])
+def test_layers_without_values(layer, said):
+    "A Learner of them can be made, with the callback; the fit says what to do"
+    model = nn.Sequential(layer, nn.ReLU(), nn.Linear(24,2))
+    if not layer.weight.is_meta: # fastai's optimizer needs the parameters, too
+        learn = learner(model, cbs=LSUVCallback())
+        with pytest.raises(ValueError, match='0.weight '+said): learn.lsuv.initialize((torch.randn(4,12),))
+    from fastinit.trained import changed_params, remember
+    seen = remember(model)
+    assert seen[layer]=={} or layer.bias is not None and set(seen[layer])<={'bias'}
+    assert set(seen[model[2]])=={'weight','bias'} and changed_params(model, seen)==set()
+
 # A scheme of one's own
 
 def ones(model):

@@ -87,6 +87,7 @@ def test_targets_of_branches():
         assert all(t[f'{i}.b']==pytest.approx(2*target) and t[f'{i}.a']==2. for i in (1,2,3,4)) and t['0']==t['5']==2.
         assert r.notes[0]==f'4 residual branches {note} (first: 1.b)' and r['1.b']['std']==pytest.approx(2*target, abs=1e-5)
     assert 'target' not in lsuv_(model(), x).df and lsuv_(net(), x, branch_scale='auto').notes==['no residual branches were found']
+    assert lsuv_(model(), x, branch_scale='auto', layers=['0','5']).notes==['no residual branch ends in a layer that is initialized']
     r = lsuv_(nn.Sequential(ResBlock(1, 8, 8), nn.Conv2d(8,4,3)), torch.randn(4,8,9,9), branch_scale=0.5)
     assert r.notes[0]=='1 residual branches end in a normalization, whose weight decides what they add (first: 0.convpath.1.0)'
 
@@ -168,3 +169,16 @@ def test_further_passes():
     m[2].register_forward_hook(lambda m,i,o: seen.append(o.std().item()), prepend=True)
     with torch.no_grad(): m(x)
     assert seen[0]==pytest.approx(r['2']['std'], rel=1e-5)
+
+def test_every_output_is_asked_of_the_pool(monkeypatch):
+    "Which answers for all processes"
+    import fastinit.lsuv
+    asked = []
+    class Counting(fastinit.lsuv.Pool):
+        def __call__(self, what, n, std, mean):
+            asked.append((what, n))
+            return super().__call__(what, n, std, mean)
+        def together(self, rows): asked.append(len(rows)); return super().together(rows)
+    monkeypatch.setattr(fastinit.lsuv, 'Pool', Counting)
+    lsuv_(net(), x)
+    assert asked==[('0',64*30), ('2',64*30), ('4',64*5), 3]

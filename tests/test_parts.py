@@ -17,6 +17,10 @@ def workers(dls): return dls.train.fake_l.num_workers # fastai's own number is n
 
 # Data
 
+def test_the_order_of_the_images():
+    "That of all results on record"
+    assert article.data._pick(range(10), 4)==[4,1,7,5] and article.data._pick(range(10), 0)[:4]==[4,1,7,5] and len(article.data._pick(range(10), 0))==10
+
 def test_digits():
     "Every digit once, each with its label, normalized over all of them; 360 to validate on, the same ones each time"
     dls = digits(size=8, bs=32)

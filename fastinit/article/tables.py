@@ -142,4 +142,4 @@ def summary_table(
         acc = {k: f'{_range(by[k].accuracy)} at {by[k].lr.iloc[0]:g}' if k in by else 'missing' for k in schemes}
         seeds = min((len(o) for o in by.values()), default=0)
         rows[title] = {'trained on':experiment_title(path), **acc, 'seeds':seeds}
-    return pd.DataFrame(rows).T
+    return pd.DataFrame(list(rows.values()), index=list(rows))

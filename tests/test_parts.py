@@ -1,5 +1,5 @@
 "The parts of the experiments, each alone: data, models, settings, runs, and what the command writes"
-import gzip, json, math
+import gzip, io, json, math, sys
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from fastai.vision.all import Callback, ConvLayer, OptimWrapper, SGD, nn, xresnet18, xresnet50
@@ -366,6 +366,7 @@ def test_what_the_command_writes(tmp_path, lrs):
     assert [o.name for o in made]==['results.csv','results.txt','run.json','init_stats.csv', *charts] and all((tmp_path/o).exists() for o in charts)
     assert (tmp_path/'results.txt').read_text(encoding='utf-8')=='mean (lowest–highest)\n'
     stats = pd.read_csv(tmp_path/'init_stats.csv')
+    assert stats.columns[:3].tolist()==['scheme','layer','type'] and not [c for c in stats if c.startswith('Unnamed')]
     assert list(stats.scheme.unique())==['default','lsuv'] and 'shape' not in stats and np.allclose(stats['std'], pd.concat([r.df['std'] for r in reports.values()]))
     import matplotlib.pyplot as plt
     assert not plt.get_fignums()
@@ -374,3 +375,21 @@ def test_what_the_command_writes(tmp_path, lrs):
     assert _n('init_stats')==[5,5] and _n('after_relu')==[4,4] and figs['init_stats_zoom'].axes[1].get_ylim()==(0,3)
     assert figs['accuracy'].axes[0].get_ylabel()=='accuracy'
     plt.close('all')
+
+@pytest.mark.parametrize('encoding,dash', [('utf-8','–'), ('ascii','?')])
+def test_what_the_command_prints(tmp_path, monkeypatch, encoding, dash):
+    "The tables, then each file on a line; what a terminal cannot show is a question mark"
+    reports,cfg = init_reports(few(), 'simple_convnet', ['default','lsuv']),dict(tiny)
+    monkeypatch.setattr(article.command, '_run', lambda *args: (cfg, few(), results((0,1))))
+    monkeypatch.setattr(article.command, 'init_reports', lambda *args: reports)
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    (tmp_path/'res').mkdir()
+    with monkeypatch.context() as mp:
+        mp.setattr(sys, 'stdout', out)
+        article.main('simple', out=str(tmp_path/'res'))
+    out.flush()
+    text = out.buffer.getvalue().decode(encoding)
+    assert f'mean (lowest{dash}highest) of 2 seeds' in text and text.startswith('\nsimple_convnet on digits, 8 px')
+    lines = text.rstrip('\n').splitlines()
+    assert lines[-8:]==[str(tmp_path/'res'/o) for o in ('results.csv','results.txt','run.json','init_stats.csv','init_stats.png','after_relu.png','init_stats_zoom.png','accuracy.png')]
+    assert lines[-9]=='' and 'Made by: fastinit-article simple' in lines

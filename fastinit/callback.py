@@ -222,7 +222,7 @@ class KaimingCallback(InitCallback):
     `mode`: 'fan_in' or 'fan_out'; `distribution`: 'normal' or 'uniform'.
     `layers`, `force`, `include_paramless` and `watch` are those of `InitCallback`.
     """
-    @delegates(kaiming_, but=['force'])
+    @delegates(kaiming_)
     def __init__(self,
         *,
         force:bool=False, # Initialize frozen, loaded and pretrained layers too
@@ -252,7 +252,7 @@ class LSUVCallback(InitCallback):
     Raises `InitError`, with every weight as it was, where a layer gives NaN or inf.
     """
     order = InitCallback.order+1 # the article's conclusion: Kaiming, then LSUV
-    @delegates(lsuv_, but=['force'])
+    @delegates(lsuv_)
     def __init__(self,
         *,
         force:bool=False, # Initialize frozen, loaded and pretrained layers too

@@ -182,3 +182,12 @@ def test_hooks_are_gone_after_an_error():
     for c in (ActivationCorrection({'0':m[0]}, Moments(), acts=[m[1]]), AfterActivation(m, {'0':m[0]}, [m[1]])):
         with pytest.raises(KeyError), c: raise KeyError
         assert not any(o._forward_hooks or o._forward_pre_hooks for o in m) and not torch.overrides._get_current_function_mode_stack()
+
+def test_beside_a_large_mean():
+    "What is measured again is what the activation then gets; right at once, in two passes"
+    m,calls = nn.Sequential(nn.Linear(100,80), nn.GELU(), nn.Linear(80,50)),[]
+    m.register_forward_pre_hook(lambda *_: calls.append(1))
+    m[0].bias.data += 3e4
+    r = lsuv_(m, z, at='activation', pre=None)
+    assert len(calls)==2
+    with torch.no_grad(): assert m[:2](z).std().item()==pytest.approx(1, abs=2e-3) and r['1']['std']==pytest.approx(1, abs=2e-3)

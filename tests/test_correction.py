@@ -11,7 +11,8 @@ from fastinit.stats import Moments
 x = torch.randn(64, 30, generator=torch.Generator().manual_seed(0))
 t = torch.tensor
 
-@pytest.mark.parametrize('scale,shift', [(2.,None), (2.,3.), (t(2.),None), (t(2.),t(3.)), (2.,t([1.,2.,3.]))])
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize('scale,shift', [(2.,None), (2.,3.), (t(2.),None), (t(2.),t(3.)), (t(2.),3.), (2.,t([1.,2.,3.]))])
 def test_affine(scale, shift):
     "Of an output in place, of a layer by its weight and bias, twice by `then`"
     a,m,o = Affine(scale, shift),nn.Linear(4,3),torch.randn(5,4)

@@ -182,3 +182,31 @@ def test_every_output_is_asked_of_the_pool(monkeypatch):
     monkeypatch.setattr(fastinit.lsuv, 'Pool', Counting)
     lsuv_(net(), x)
     assert asked==[('0',64*30), ('2',64*30), ('4',64*5), 3]
+
+# What callbacks pass on
+
+@pytest.mark.parametrize('cls,scheme,options', [
+    (LSUVCallback, 'lsuv', dict(std=2., center=False)), (KaimingCallback, 'kaiming', dict(mode='fan_out', distribution='uniform')), (lambda **kw: InitCallback('xavier', **kw), 'xavier', dict(gain=2.))])
+def test_callbacks_pass_on_what_they_get(cls, scheme, options):
+    cb = cls(layers='0', force=True, include_paramless=True, watch=7, **options)
+    assert (cb.scheme, cb.layers, cb.force, cb.include_paramless, cb.watch, cb.kwargs)==(scheme, '0', True, True, 7, options)
+    cb = cls()
+    assert (cb.layers, cb.force, cb.include_paramless, cb.watch, cb.kwargs)==(None, False, False, 0, {})
+
+def test_signatures_of_callbacks():
+    "What the scheme takes, and what a callback adds; all by name"
+    def names(f): return set(inspect.signature(f).parameters)
+    assert names(LSUVCallback)==names(lsuv_)-{'model','xb'}|{'watch'} and names(KaimingCallback)==names(kaiming_)-{'model'}|{'watch','include_paramless'}
+    assert all(p.kind==p.KEYWORD_ONLY for f in (LSUVCallback,KaimingCallback) for p in inspect.signature(f).parameters.values())
+    for f in (lambda: LSUVCallback('orthogonal'), lambda: KaimingCallback('relu'), lambda: LSUVCallback(typo=1), lambda: KaimingCallback(std=1)):
+        with pytest.raises(TypeError): f()
+
+def test_gradients_of_modules_without_parameters():
+    import matplotlib.pyplot as plt
+    from fastai.test_utils import synth_learner
+    learn = synth_learner(model=nn.Sequential(nn.Linear(1,8), nn.ReLU(), nn.Linear(8,1)))
+    r = learn.init_report(grads=True, hist=True, include_paramless=True)
+    assert r.df.layer.tolist()==['0','1','2'] and (r.df.grad_std>0).all() and list(r.hists)==['0','1','2']
+    r = learn.init_report(grads=True, hist=True)
+    assert r.df.layer.tolist()==['0','2'] and (r.df.grad_std>0).all() and list(r.hists)==['0','2']
+    plt.close('all')

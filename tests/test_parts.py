@@ -360,6 +360,8 @@ def test_command_as_typed():
 
 @pytest.mark.parametrize('lrs', [(1e-3,), (1e-3,1e-2)])
 def test_what_the_command_writes(tmp_path, lrs):
+    import matplotlib.pyplot as plt
+    plt.close('all')
     reports = init_reports(few(), 'simple_convnet', ['default','lsuv'])
     made = article.command._write(tmp_path, results(lrs=lrs), reports, 'mean (lowest–highest)')
     charts = ['init_stats.png','after_relu.png','init_stats_zoom.png','accuracy.png'] + ['lr_range.png']*(len(lrs)>1)
@@ -368,7 +370,6 @@ def test_what_the_command_writes(tmp_path, lrs):
     stats = pd.read_csv(tmp_path/'init_stats.csv')
     assert stats.columns[:3].tolist()==['scheme','layer','type'] and not [c for c in stats if c.startswith('Unnamed')]
     assert list(stats.scheme.unique())==['default','lsuv'] and 'shape' not in stats and np.allclose(stats['std'], pd.concat([r.df['std'] for r in reports.values()]))
-    import matplotlib.pyplot as plt
     assert not plt.get_fignums()
     figs = article.command._charts(results(lrs=lrs), reports)
     def _n(k): return [len(o.get_xdata()) for o in figs[k].axes[1].get_lines() if o.get_label() in ('default','lsuv')]

@@ -20,7 +20,7 @@ TESTS = {
     'stats': 'accuracy lsuv models', 'report': 'charts lsuv models', 'schemes': 'schemes models properties lifecycle', 'branches': 'branches residual',
     'correction': 'correction lsuv models truth', 'at_activation': 'activation lsuv models truth', 'lsuv': 'options lsuv models truth', 'plot': 'charts', 'page': 'charts',
     'batch': 'batch lifecycle', 'recheck': 'batch', 'trained': 'trained lifecycle', 'watched': 'watch charts', 'watch': 'watch charts', 'compare': 'compare',
-    'callback': 'batch trained lifecycle', 'article.data': 'parts article', 'article.models': 'parts article', 'article.settings': 'parts article sweeps', 'article.runs': 'parts article sweeps',
+    'callback': 'options batch trained lifecycle', 'article.data': 'parts article', 'article.models': 'parts article', 'article.settings': 'parts article sweeps', 'article.runs': 'parts article sweeps',
     'article.tables': 'tables article sweeps', 'article.command': 'parts article'}
 #: Keywords that decide how a chart looks, not what it says: looked at, not tested
 LOOKS = set('lw ms mec alpha fontsize figsize zorder ncols elinewidth rotation frameon layout loc clip_on optimize height_ratios'.split())

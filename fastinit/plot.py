@@ -159,7 +159,7 @@ def plot_hists(
                    extent=(-0.5, h.shape[1]-0.5, h.index[0]-step/2, h.index[-1]+step/2))
     _ticks(ax, list(h))
     ax.set_ylabel('value of the output')
-    ax.figure.colorbar(im, ax=ax, label='share of the values (log10)')
+    ax.figure.colorbar(im, label='share of the values (log10)')
     return ax
 
 # %% ../nbs/12_plot.ipynb #3ee98288

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 #: Module → tests that know it, besides its notebook; the quick ones first
 TESTS = {
     'tensors': 'acts accuracy models', 'layers': 'layers lsuv models properties', 'acts': 'acts lsuv models', 'probe': 'probe lsuv models lifecycle', 'pool': 'pool distributed',
-    'stats': 'accuracy lsuv models', 'report': 'charts lsuv models', 'schemes': 'schemes models properties lifecycle', 'branches': 'branches residual',
+    'stats': 'stats accuracy lsuv models', 'report': 'charts lsuv models', 'schemes': 'schemes models properties lifecycle', 'branches': 'branches residual',
     'correction': 'correction lsuv models truth', 'at_activation': 'activation lsuv models truth', 'lsuv': 'options lsuv models truth', 'plot': 'charts', 'page': 'charts',
     'batch': 'batch lifecycle', 'recheck': 'batch', 'trained': 'trained lifecycle', 'watched': 'watch charts', 'watch': 'watch charts', 'compare': 'compare',
     'callback': 'options batch trained lifecycle', 'article.data': 'parts article', 'article.models': 'parts article', 'article.settings': 'parts article sweeps', 'article.runs': 'parts article sweeps',

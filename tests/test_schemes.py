@@ -198,3 +198,10 @@ def test_default_needs_a_reset():
 def test_run_scheme_gives_what_the_scheme_gives():
     m = nn.Sequential(nn.Linear(4,4))
     assert run_scheme(lambda model: 'said', m, init_layers(m))=='said' and run_scheme('kaiming', m, init_layers(m)) is m
+
+@pytest.mark.parametrize('scheme', SCHEMES)
+def test_weight_norm_without_a_bias(scheme):
+    m = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(20,50,bias=False)))
+    was = m[0].weight.clone()
+    scheme(m)
+    assert not torch.equal(m[0].weight, was) and m[0].bias is None

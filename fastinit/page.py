@@ -64,9 +64,14 @@ def _saved(fig, **kwargs):
     plt.close(fig)
     return buf.getvalue()
 
+def _alt(fig):
+    "`fig` in words, for those who do not see it"
+    words = ', '.join(a.get_ylabel() for a in fig.axes[:2])
+    return f'Chart of the report, layer by layer: {words}'
+
 def _img(fig):
     "`fig` as an element of HTML; closes it"
-    alt = 'Chart of the report, layer by layer: ' + ', '.join(a.get_ylabel() for a in fig.axes[:2])
+    alt = _alt(fig)
     data = base64.b64encode(_saved(fig, format='png', dpi=90)).decode()
     return f'<img style="max-width:100%" alt="{alt}" src="data:image/png;base64,{data}"/>'
 
@@ -80,8 +85,9 @@ def _repr_html_(self:InitReport):
 # %% ../nbs/17_page.ipynb #89fdaf2c
 def _svg(fig):
     "`fig` as an svg element, the same each time"
+    alt = _alt(fig)
     s = _saved(fig, format='svg', metadata=dict.fromkeys(('Date','Creator','Format','Type'))).decode()
-    return s[s.index('<svg'):].replace('<svg ', '<svg style="max-width:100%;height:auto" ', 1)
+    return s[s.index('<svg'):].replace('<svg ', f'<svg role="img" aria-label="{alt}" style="max-width:100%;height:auto" ', 1)
 
 @patch
 def to_html(self:InitReport,

@@ -344,7 +344,7 @@ def test_an_open_chart_is_not_shown_twice():
 def test_page_is_the_same_each_time(tmp_path):
     "To the byte, its chart too"
     def page(name): return report([1.,2.]).to_html(tmp_path/name).read_text()
-    assert page('a.html')==page('b.html') and '<svg style=' in page('a.html')
+    assert page('a.html')==page('b.html') and '<svg role=' in page('a.html')
 
 def test_rounding_noise_is_no_signal():
     "After LSUV means of 1e-8 lie on the line at 0, and the line of the stds is not on the frame"
@@ -355,3 +355,12 @@ def test_rounding_noise_is_no_signal():
     r.df['mean'] = [0.3,-0.2,0.,0.1,0.]
     mean,std = plot_init_stats(r)
     assert 0.3<mean.get_ylim()[1]<0.4 and std.get_ylim()==(0,1.25)
+
+def test_charts_have_words(tmp_path):
+    "For those who do not see them: what is on their axes"
+    r = report([1.,2.], grad_std=[1.,2.])
+    r.hists = pd.DataFrame({'0':[0.,1.], '1':[1.,0.]}, index=[-1.,1.])
+    alts = ['Chart of the report, layer by layer: mean of the output, std of the output', 'Chart of the report, layer by layer: value of the output, share of the values (log10)',
+            'Chart of the report, layer by layer: std of the gradient (log scale)']
+    assert re.findall('<img[^>]* alt="(.*?)"', r._repr_html_())==alts
+    assert re.findall('<svg role="img" aria-label="(.*?)"', r.to_html(tmp_path/'a.html').read_text())==alts

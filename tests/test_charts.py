@@ -364,3 +364,17 @@ def test_charts_have_words(tmp_path):
             'Chart of the report, layer by layer: std of the gradient (log scale)']
     assert re.findall('<img[^>]* alt="(.*?)"', r._repr_html_())==alts
     assert re.findall('<svg role="img" aria-label="(.*?)"', r.to_html(tmp_path/'a.html').read_text())==alts
+
+def test_words_of_the_page(tmp_path):
+    "Heading, summary, notes a line each, what to do, the versions; in this order and nothing else"
+    r = report([1.,0.01], status=['ok','vanishing'], scheme='kaiming')
+    r.notes += ['first\nnote','second']
+    page = r.to_html(tmp_path/'a.html').read_text()
+    assert '<title>How the network starts</title>' in page and '>How the network starts</h1>' in page and page.startswith('<!doctype html><html lang="en"><head><meta charset="utf-8">')
+    advice = ''.join(f'<li>{html.escape(o)}</li>' for o in r.advice.splitlines())
+    text = f'<p><b>kaiming</b>: {html.escape(r.counts)}<br/>first<br/>note<br/>second</p><ul>{advice}</ul>'
+    assert f'</h1>{text}<svg' in page and r._repr_html_().startswith(text+'<img') and advice
+    from importlib.metadata import version
+    import fastinit
+    assert page.endswith(f'>fastinit {fastinit.__version__} · fastai {version("fastai")} · torch {version("torch")}</p></body></html>')
+    assert fastinit.page._text(report([1.]))==f'<p>{report([1.]).counts}</p>'

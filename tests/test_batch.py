@@ -570,3 +570,20 @@ def test_the_loss_with_callbacks(cbs):
     pred = torch.randn(16, 2)
     loss = batch.loss_with_callbacks(learn)(pred, Y[:16])
     assert loss==pytest.approx(learn.loss_func((pred+1)*2, Y[:16]).item()/2) and 'pred' not in vars(learn)
+
+class Nothing(IterableDataset):
+    "A stream that is at its end"
+    def __iter__(self): return iter([])
+    def __len__(self): return 0
+
+@pytest.mark.parametrize('train,epochs', [(Nothing, 1), (Stream, 0)])
+def test_no_training_batch_came(train, epochs):
+    "Nothing is initialized, on validation batches neither; the callback is again where it was, and does it in the next fit"
+    learn = learner(TorchLoader(train(), 16), cbs=LSUVCallback())
+    before = [p.clone() for p in learn.model.parameters()]
+    fit(learn, epochs, 0.)
+    assert not learn.lsuv.done and learn.lsuv.report is None and 'order' not in vars(learn.lsuv) and learn.lsuv.order<100
+    assert all(map(torch.equal, before, learn.model.parameters()))
+    learn.dls.loaders[0] = TorchLoader(Stream(), 16)
+    fit(learn, 1, 0.)
+    assert learn.lsuv.done and len(learn.lsuv.report)==3

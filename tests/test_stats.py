@@ -167,3 +167,19 @@ def test_gradients_of_a_recurrent_layer_and_of_half_precision():
     m = nn.Sequential(nn.Flatten(1), nn.Linear(30,4).bfloat16())
     assert layer_grads(m, lambda o,y: o.float().pow(2), x.bfloat16(), None)['1']>0
     assert layer_grads(nn.LSTM(30,4), lambda o,y: o[0].pow(2), x[None], None)['LSTM']>0
+
+def test_a_mean_beside_its_own_size():
+    "Right to a part of the spread, not of the mean: what rounding took from it is added again"
+    v = torch.randn(2**15, generator=torch.Generator().manual_seed(0)) + 1e6
+    for part in (v, v[:2**14+7]): assert abs(Moments(False)(part)[1]-part.double().mean().item())<1e-6
+
+def test_cudnn_is_left_out_for_recurrent_layers_alone(monkeypatch):
+    "Its recurrent layers have no backward pass in evaluation mode"
+    from contextlib import contextmanager
+    asked = []
+    @contextmanager
+    def _flags(**kwargs): asked.append(kwargs); yield
+    monkeypatch.setattr(torch.backends.cudnn, 'flags', _flags)
+    layer_grads(nn.LSTM(30,4), lambda o,y: o[0].pow(2), x[None], None)
+    layer_grads(net(), lambda o,y: o.pow(2), x, None)
+    assert asked==[dict(enabled=False)]

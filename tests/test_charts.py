@@ -160,7 +160,7 @@ def test_lr_range():
     stars = [o for o in ax.get_lines() if o.get_marker()=='*']
     assert [round(o.get_xdata()[0], 3) for o in stars]==[0.01,0.01] and np.allclose([ys(o)[0] for o in stars], [.33,.63])
     x = [np.asarray(c[0].get_xdata(), float) for c in ax.containers]
-    assert (x[0]<x[1]).all() and np.allclose(x[1]/x[0], 1.03) and ax.get_xscale()=='log'
+    assert (x[0]<x[1]).all() and np.allclose(x[1]/x[0], 1.03) and np.allclose((x[0]*x[1])**0.5, [0.001,0.01]) and ax.get_xscale()=='log'
     assert [t.get_text() for t in ax.get_xticklabels()]==['0.001','0.01'] and 'after epoch 2' in ax.get_ylabel()
 
 def called(ax): return ax.get_xlabel(),ax.get_ylabel()
@@ -225,9 +225,9 @@ def test_colours_run_out_late():
     "Those that a known scheme has go to no other, as long as there are any; then black"
     names = [f's{i}' for i in range(10)]
     assert len({*list(scheme_colors(names).values())[:8]})==8 and [*scheme_colors(names).values()][8:]==['#000000']*2
-    assert scheme_colors(['default','kaiming','lsuv','normal','xavier','orthogonal','lsuv_uncentered','lsuv_orthogonal','lsuv_activation','lsuv_small_branches',
-                          'lsuv_residual','batchnorm'])==dict(default='#E69F00', kaiming='#0072B2', lsuv='#009E73', normal='#D55E00', xavier='#CC79A7', orthogonal='#56B4E9',
-        lsuv_uncentered='#000000', lsuv_orthogonal='#882255', lsuv_activation='#999933', lsuv_small_branches='#332288', lsuv_residual='#AA4499', batchnorm='#888888')
+    own = dict(default='#E69F00', kaiming='#0072B2', lsuv='#009E73', normal='#D55E00', xavier='#CC79A7', orthogonal='#56B4E9', lsuv_uncentered='#000000',
+               lsuv_orthogonal='#882255', lsuv_activation='#999933', lsuv_small_branches='#332288', lsuv_residual='#AA4499', batchnorm='#888888')
+    assert scheme_colors(own)==own and all(scheme_colors([k])=={k:c} for k,c in own.items())
     known = 'kaiming','default','lsuv','xavier','orthogonal','normal','lsuv_uncentered'
     res = scheme_colors([*known,'a','b'])
     assert res['a']=='#F0E442' and res['b']=='#000000' and len({*res.values()})==len(known)+1

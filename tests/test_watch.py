@@ -439,3 +439,21 @@ def test_nothing_watched():
     w = Watched()
     w.add({}, 1.)
     with pytest.raises(ValueError, match='none of the layers was called'): plot_watched(w)
+
+def test_fifty_steps_unless_said():
+    assert learner().watch_init().watch.n==50==WatchCallback().n and not WatchCallback().include_paramless
+    learn = fit(learner().watch_init(3, include_paramless=True))
+    assert learn.watch.n==3 and set(learn.watch.watched.df.type)=={'Linear','BatchNorm1d','ReLU','Dropout'}
+
+def test_the_model_is_let_go_of():
+    "After a fit nothing in the callback holds it"
+    learn = fit(learner().watch_init(50))
+    assert learn.watch.step_stats is None and not learn.watch.on
+
+def test_zero_by_its_gain():
+    "A layer that a gain of 0 silences is zero by design, to begin with"
+    class Gained(nn.Linear):
+        def __init__(self, *args): super().__init__(*args); self.gain = nn.Parameter(torch.zeros(1))
+        def forward(self, x): return self.gain*super().forward(x)
+    learn = fit(learner(nn.Sequential(nn.Linear(12,24), Gained(24,24), nn.Linear(24,2))).watch_init(3), 1, 1e-5)
+    assert learn.watch.watched.grid('status').loc['1',1]=='zero' and '1' not in set(learn.watch.watched.changes.layer)

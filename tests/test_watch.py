@@ -457,3 +457,13 @@ def test_zero_by_its_gain():
         def forward(self, x): return self.gain*super().forward(x)
     learn = fit(learner(nn.Sequential(nn.Linear(12,24), Gained(24,24), nn.Linear(24,2))).watch_init(3), 1, 1e-5)
     assert learn.watch.watched.grid('status').loc['1',1]=='zero' and '1' not in set(learn.watch.watched.changes.layer)
+
+def test_targets_of_their_own():
+    "The ends of residual branches have one, the other layers that of the report"
+    class Block(nn.Module):
+        def __init__(self): super().__init__(); self.a,self.b = nn.Linear(24,24),nn.Linear(24,24)
+        def forward(self, x): return x + self.b(torch.relu(self.a(x)))
+    model = nn.Sequential(nn.Linear(12,24), Block(), nn.BatchNorm1d(24), nn.Linear(24,2))
+    learn = fit(learner(model, cbs=LSUVCallback(watch=2, std=2., branch_scale=0.25)), 1, 0.)
+    target = learn.watch.watched.grid('target')[1]
+    assert target['1.b']==0.5 and target[['0','1.a','2','3']].tolist()==[2.]*4

@@ -66,7 +66,7 @@ def _saved(fig, **kwargs):
 
 def _alt(fig):
     "`fig` in words, for those who do not see it"
-    words = ', '.join(a.get_ylabel() for a in fig.axes[:2])
+    words = ', '.join(a.get_ylabel() for a in fig.axes)
     return f'Chart of the report, layer by layer: {words}'
 
 def _img(fig):

@@ -47,3 +47,11 @@ class Unchanged:
             i0,v0 = self.was['tensors'][k]
             assert i==i0, f'{k} was replaced'
             assert k in self.may or torch.equal(v, v0), f'{k} was changed'
+
+def idx(path, a, name, zipped):
+    "A file in MNIST's format"
+    import gzip
+    import numpy as np
+    path.mkdir(parents=True, exist_ok=True)
+    b = bytes([0,0,8,a.ndim]) + np.array(a.shape, '>i4').tobytes() + a.astype(np.uint8).tobytes()
+    with (gzip.open if zipped else open)(path/(name+('.gz' if zipped else '')), 'wb') as f: f.write(b)

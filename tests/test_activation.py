@@ -95,14 +95,13 @@ def found(use, acts=(), o=None):
 
 relu,own = nn.ReLU(),GeneralReLU(0.1, 0.4)
 @pytest.mark.parametrize('use,want', [
-    (F.relu, F.relu), (torch.relu, F.relu), (lambda o: o.relu(), F.relu), (lambda o: o.clone().relu_() if False else F.relu(o), F.relu), (torch.sin, torch.sin),
+    (F.relu, F.relu), (torch.relu, F.relu), (lambda o: o.relu(), F.relu), (torch.sin, torch.sin),
     (lambda o: o.clamp(-1,1), lambda v: v.clamp(-1,1)), (lambda o: F.leaky_relu(o, 0.3), lambda v: F.leaky_relu(v, 0.3)), (lambda o: F.prelu(o, t([0.2])), lambda v: F.prelu(v, t([0.2]))),
-    (lambda o: (o*2).tanh(), lambda v: (v*2).tanh()), (lambda o: (o/3-1).relu(), lambda v: (v/3-1).relu()), (lambda o: (2-o).relu(), None), (lambda o: o.view(-1).relu(), lambda v: v.view(-1).relu()),
+    (lambda o: (o*2).tanh(), lambda v: (v*2).tanh()), (lambda o: (o/3-1).relu(), lambda v: (v/3-1).relu()), (lambda o: (2-o).relu(), lambda v: (2-v).relu()), (lambda o: o.view(-1).relu(), lambda v: v.view(-1).relu()),
     (lambda o: o.t().relu(), lambda v: v.t().relu()), (lambda o: o[:].relu(), F.relu), (lambda o: o.unsqueeze(0).sigmoid(), torch.sigmoid)])
 def test_activations_that_are_found(use, want):
     "Functions, methods, after factors and shifts by numbers, through views of all of it"
     seen,_ = found(use)
-    if want is None: return
     assert len(seen)==1 and torch.allclose(seen[0].flatten().sort().values, want(z[:8].clone()).flatten().sort().values, atol=1e-6)
 
 @pytest.mark.parametrize('use', [

@@ -1,5 +1,5 @@
 "The command, as a user runs it, and the data it takes."
-import gzip, json, re, subprocess, sys
+import json, re, subprocess, sys
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
@@ -7,6 +7,7 @@ from fastai.vision.all import Callback, URLs, nn
 from fastinit import article
 from fastinit.article import (digits, fashion_mnist, get_data, imagenette, new_learner, read_experiment, read_results, run_cell,
                               run_experiment, simple_convnet)
+from conftest import idx
 
 cmd = str(Path(sys.executable).with_name('fastinit-article'))
 tiny = dict(size=16, bs=64, epochs=2, lrs='1e-3 3e-3', schemes='default lsuv_activation', seeds='0', n_train=320, n_valid=100)
@@ -159,11 +160,6 @@ def test_settings_name_every_experiment():
     for name in ('simple','xresnet50','xresnet50_bn','xresnet50_affine'):
         cfg = read_experiment(name)
         assert len(cfg['lrs'])>=4 and len(cfg['seeds'])>=3 and cfg['schemes']==list(article.inits)[:9]
-
-def idx(path, a, name, zipped):
-    path.mkdir(parents=True, exist_ok=True)
-    b = bytes([0,0,8,a.ndim]) + np.array(a.shape, '>i4').tobytes() + a.astype(np.uint8).tobytes()
-    with (gzip.open if zipped else open)(path/(name+('.gz' if zipped else '')), 'wb') as f: f.write(b)
 
 @pytest.mark.parametrize('sub,zipped', [('',True), ('FashionMNIST/raw',False)])
 def test_fashion_mnist(sub, zipped, tmp_path):

@@ -1,5 +1,5 @@
 "The parts of the experiments, each alone: data, models, settings, runs, and what the command writes"
-import gzip, io, json, math, sys
+import io, json, math, sys
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from fastai.vision.all import Callback, ConvLayer, OptimWrapper, SGD, nn, xresnet18, xresnet50
@@ -10,6 +10,7 @@ from fastinit.article import (Affine, affine_norm, architectures, build_model, d
     image_folder, init_reports, inits, new_learner, opts, plain_convnet, read_experiment, read_run, remove_norm, report_part, run_cell, run_experiment,
     settings_file, simple_convnet)
 from fastinit.acts import GeneralReLU
+from conftest import idx
 from fastinit.article.data import fashion_paths
 
 def labels(ds): return [int(o[1]) for o in ds]
@@ -39,11 +40,9 @@ def test_digits():
 
 def mnist(path, n_train=12, n_valid=6, zipped=False):
     "Files in MNIST's format: the image of item i is full of 10·i, its label i mod 10"
-    path.mkdir(parents=True, exist_ok=True)
     for part,n in (('train',n_train), ('t10k',n_valid)):
-        for kind,a in (('images-idx3',np.full((n,28,28), 10*np.arange(n)[:,None,None])), ('labels-idx1',np.arange(n)%10)):
-            data = bytes([0,0,8,a.ndim]) + np.array(a.shape, '>i4').tobytes() + a.astype(np.uint8).tobytes()
-            with (gzip.open if zipped else open)(path/f'{part}-{kind}-ubyte{".gz" if zipped else ""}', 'wb') as f: f.write(data)
+        idx(path, np.full((n,28,28), 10*np.arange(n)[:,None,None]), f'{part}-images-idx3-ubyte', zipped)
+        idx(path, np.arange(n)%10, f'{part}-labels-idx1-ubyte', zipped)
     return path
 
 @pytest.mark.parametrize('zipped', [False, True])

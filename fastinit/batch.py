@@ -233,6 +233,8 @@ def training_modes(
         for m,mode in modes: m.training = mode
 
 # %% ../nbs/13_batch.ipynb #1182b003
+_empty = 'the training DataLoader gives no batch: it is empty, or has fewer items than a batch and drops the last'
+
 def training_batch(
     learn:Learner, # Not in training
 )->tuple: # (inputs, targets)
@@ -241,7 +243,7 @@ def training_batch(
     with no_random(42+rank_distrib()), unmoved_data(learn.dls.train):
         b = draw(learn.dls.train)
         if b is not None: return as_given(learn, b)
-    raise InitError('the training DataLoader gives no batch: it is empty, or has fewer items than a batch and drops the last')
+    raise InitError(_empty)
 
 def agreed_batch(
     learn:Learner, # Not in training
@@ -268,7 +270,7 @@ def inputs_targets(
     dl = learn.dls.train
     with no_random(42+rank_distrib()), unmoved_data(dl): b = first(dl)
     warnings.warn(f'{why}. A batch was taken all the same, as the DataLoader gives it', stacklevel=3)
-    if b is None: raise InitError('the training DataLoader gives no batch: it is empty')
+    if b is None: raise InitError(_empty)
     return as_given(learn, b, cbs=())
 
 def first_batch(

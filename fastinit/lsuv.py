@@ -75,13 +75,16 @@ def _correction(model, layers, acts, std, center, at, tol, max_iter, **kwargs):
 # %% ../nbs/11_lsuv.ipynb #d3a1520b
 class _Passes:
     "The forward passes of LSUV, each from the same state of the model; what `fix` left alone gets its weights back"
-    def __init__(self, model, xb, fix, saved, new_stats, params, tol):
+    def __init__(self, model, xb, fix, saved, new_stats, tol, probe):
         store_attr()
+        self.n = 0 # how many there were
         self.layer_params = {n:list(m.parameters()) for n,m in fix.layers.items()}
 
     def run(self, *contexts):
         "One pass within `contexts`"
-        with probing(self.model, *self.xb, but=self.params) as self.notes, ExitStack() as stack:
+        if self.n: self.probe.rewind()
+        self.n += 1
+        with ExitStack() as stack:
             for c in contexts: stack.enter_context(c)
             forward(self.model, *self.xb)
         done = [p for n,ps in self.layer_params.items() if n in self.fix.done for p in ps]
@@ -166,7 +169,7 @@ def _table(rows):
 def _report(rows, passes, notes, left, at):
     "The report; its table is made when it is looked at"
     fix = passes.fix
-    res = InitReport(partial(_table, rows), 'lsuv', fix.std, [*notes, *passes.notes, *call_notes(rows)])
+    res = InitReport(partial(_table, rows), 'lsuv', fix.std, [*notes, *passes.probe.notes, *call_notes(rows)])
     res.at = at
     return res.mark({**left, **{n:fix.left.get(n, 'not called') for n in fix.layers if n not in fix.done}})
 
@@ -220,10 +223,11 @@ def lsuv_(
         new_stats = partial(LayerStats, model, include_paramless)
         if at=='activation': new_stats = partial(AfterActivation, model, scaled, acts)
         with all_or_nothing(params) as saved, unmoved_rng():
-            passes = _Passes(model, xb, fix, saved, new_stats, params, tol)
             if pre is not None and todo: run_scheme(pre, model, todo, *xb)
             pool.share(params)
-            rows = _corrected(passes, verify)
+            with probing(model, *xb, but=params) as probe:
+                passes = _Passes(model, xb, fix, saved, new_stats, tol, probe)
+                rows = _corrected(passes, verify)
             pool.close()
             if center: notes += _plain_subs(acts)
             if not verify: notes.append(_predicted)

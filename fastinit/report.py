@@ -280,9 +280,9 @@ def init_stats(
 )->InitReport: # One row per layer, in order of execution
     "Mean and std of every layer of `model` on one batch, in one forward pass; changes nothing."
     model = unwrap(model)
-    with probing(check_model(model), *xb) as notes, LayerStats(model, include_paramless) as stats: forward(model, *xb)
+    with probing(check_model(model), *xb) as probe, LayerStats(model, include_paramless) as stats: forward(model, *xb)
     rows = with_status(stats)
-    return InitReport(frame(rows), notes=[*notes, *call_notes(rows)])
+    return InitReport(frame(rows), notes=[*probe.notes, *call_notes(rows)])
 
 # %% ../nbs/06_report.ipynb #c99304e6
 @patch

@@ -12,7 +12,7 @@ from fastai.basics import *
 from fastai.callback.hook import *
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass,replace
+from dataclasses import dataclass
 from typing import Any,TypeGuard
 from .tensors import *
 from .layers import *
@@ -123,6 +123,9 @@ class Row:
         return self.std > 1e-6*abs(self.mean)
 
 # %% ../nbs/05_stats.ipynb #e94db293
+def _has_any(m): # fastai's `has_params`, which walks through the module, where a look will not do
+    return any(p is not None for p in m._parameters.values()) or has_params(m)
+
 class LayerStats(ActivationStats):
     "fastai's `ActivationStats` for one pass of a model, by name: `with LayerStats(model) as s: model(x)`."
     def __init__(self,
@@ -136,15 +139,17 @@ class LayerStats(ActivationStats):
         self.modules,units = [],attention_units(self.names)
         for m in leaves(self.names):
             if isinstance(m, torch.jit.ScriptModule): continue # which take no hooks
-            if not (include_paramless or has_params(m)): continue
+            if not (include_paramless or _has_any(m)): continue
             if m in units: self.names[units[m]] = self.names[m]
             self.modules.append(units.get(m, m))
 
+    def _register(self): # before anybody else's: what a layer gives, and not what a hook makes of it
+        self.hooks = [m.register_forward_hook(self.hook, prepend=True) for m in self.modules]
+    def _remove(self):
+        for h in getattr(self, 'hooks', ()): h.remove()
+
     def __enter__(self):
         self._register()
-        for h in self.hooks: # before anybody else's: what a layer gives, and not what a hook makes of it
-            hooks = h.hook.hooks_dict_ref()
-            hooks.move_to_end(h.hook.id, last=False)
         return self
     def __exit__(self, *args): self._remove()
 
@@ -163,7 +168,8 @@ def _speaking(rows):
     "The one of a layer's `rows` that speaks for it, and the range of them all"
     row = next((r for r in rows if r.has_spread), rows[0])
     stds = [r.std for r in rows if r.has_spread] or [row.std]
-    return replace(row, calls=len(rows), lowest=min(stds), highest=max(stds))
+    row.calls,row.lowest,row.highest = len(rows),min(stds),max(stds)
+    return row
 
 @patch
 def table(self:LayerStats)->list: # In order of execution

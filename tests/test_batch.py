@@ -45,6 +45,13 @@ class First(Callback):
         for h in getattr(self, 'hooks', []): h.remove()
         self.hooks = []
 
+class Raw(nn.Module):
+    "Of a type that nobody knows"
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.eye(24))
+    def forward(self, x): return x@self.w
+
 # The data stay as they are
 
 class Stream(IterableDataset):
@@ -119,8 +126,19 @@ def test_incomplete_batches():
         n = len(seen)
         fit(learn, 1, 0.)
         assert seen[n:]==[48,48]+[16]*(not drop) and all(abs(s-1)<1e-3 for s in learn.first.stds.values()) # one batch more than training has
+    none = 'the training DataLoader gives no batch: it is empty, or has fewer items than a batch and drops the last$'
     learn = learner(TorchLoader(DS, 100, drop_last=True), cbs=LSUVCallback())
-    with pytest.raises(ValueError, match='gives no batch'): fit(learn, 1)
+    with pytest.raises(InitError, match=r'`before_fit`:\s+'+none): fit(learn, 1) # as fastai words it
+    learn = learner(TorchLoader(DS, 100, drop_last=True, generator=gen())) # which cannot be asked beforehand
+    with pytest.raises(InitError, match='^'+none): learn.init_report()
+
+@pytest.mark.parametrize('kind', ['generator','sampler_generator'])
+def test_that_it_was_late_comes_first(kind):
+    "Before the other notes"
+    learn = learner(LOADERS[kind](), nn.Sequential(nn.Linear(12,24), nn.ReLU(), Raw(), nn.Linear(24,2)), LSUVCallback())
+    fit(learn, 1, 0.)
+    late,unknown = learn.lsuv.report.notes
+    assert late.startswith('initialized at the first training batch') and unknown.startswith('1 weights in 1 modules of unknown type (Raw;')
 
 @pytest.mark.parametrize('kind', ['generator','sampler_generator'])
 def test_report_and_comparison_of_a_generator_leave_it(kind):
@@ -266,13 +284,17 @@ def test_where_the_code_of_a_callback_is(how):
     assert learn.lsuv.report.notes==[] and all(abs(s-1)<0.5 for s in learn.first.stds.values())
 
 def test_callbacks_that_do_not_run():
-    "One that is switched off, acts in validation only, or says that it does not change the batch"
+    "One that is switched off, acts in validation only, says that it does not change the batch, or can be seen not to; one that says that it does is asked"
     class Off(Scale): run = False
     class Valid(Scale): run_train = False
     class Says(Scale): changes_batch = False
     class Unread(Callback): before_batch = print # built in: it could be anything
-    found = {type(o) for o in batch.batch_callbacks(learner(cbs=[Off(), Valid(), Says(), Unread(), Scale()]))}
-    assert {Unread,Scale}<=found and not found & {Off,Valid,Says}
+    class Cached(Callback): before_batch = functools.lru_cache(lambda self: self.learn.metrics) # built in, but what it wraps can be read
+    class SaysSo(Callback):
+        changes_batch = True # where one cannot see it
+        def before_batch(self): self.change()
+    found = {type(o) for o in batch.batch_callbacks(learner(cbs=[Off(), Valid(), Says(), Unread(), Cached(), SaysSo(), Scale()]))}
+    assert {Unread,SaysSo,Scale}<=found and not found & {Off,Valid,Says,Cached}
 
 class Flatten(Callback):
     def before_batch(self): self.learn.xb = (self.x.flatten(1),)

@@ -160,9 +160,9 @@ def test_what_is_made_in_the_forward_is_taken_away():
         m.p = nn.Parameter(torch.ones(1))
         m.new = 3
     m = Stateful(change)
-    with probing(m, x := torch.randn(4,3)) as notes: m(x)
+    with probing(m, x := torch.randn(4,3)) as probe: m(x)
     assert list(m._modules)==['lin'] and not m._parameters and not hasattr(m, 'new')
-    assert notes==['Stateful makes late, p in its forward: pass one batch through the model, then initialize it']
+    assert probe.notes==['Stateful makes late, p in its forward: pass one batch through the model, then initialize it']
 
 def test_an_error_puts_all_back():
     def change(m):
@@ -186,12 +186,12 @@ def modes(*mods, train=True, x=None):
     "The training flags in a pass, and the notes"
     m,seen = nn.Sequential(*mods).train(train),[]
     flags = [o.training for o in m.modules()]
-    with probing(m, x := torch.randn(8,4,6) if x is None else x) as notes:
+    with probing(m, x := torch.randn(8,4,6) if x is None else x) as probe:
         seen = [o.training for o in m]
         m(x)
         after = [o.training for o in m]
     assert [o.training for o in m.modules()]==flags
-    return seen,after,notes
+    return seen,after,probe.notes
 
 def test_modes():
     "Normalizations by the batch, the rest as in evaluation; what the user froze stays frozen, and is named"
@@ -200,10 +200,10 @@ def test_modes():
     frozen = nn.BatchNorm1d(4)
     m = nn.Sequential(frozen, nn.BatchNorm1d(4))
     frozen.eval()
-    with probing(m, x := torch.randn(8,4,6)) as notes:
+    with probing(m, x := torch.randn(8,4,6)) as probe:
         assert [o.training for o in m]==[False,True]
         m(x)
-    assert notes==['1 normalization layers are in evaluation mode and used their running statistics'] and not frozen.training
+    assert probe.notes==['1 normalization layers are in evaluation mode and used their running statistics'] and not frozen.training
 
 @pytest.mark.parametrize('norm,x,small', [
     (nn.BatchNorm1d(4), torch.randn(1,4), True), (nn.BatchNorm1d(4), torch.randn(2,4), False), (nn.BatchNorm1d(4), torch.randn(1,4,3), False), (nn.BatchNorm2d(4), torch.randn(1,4,1,1), True),
@@ -314,3 +314,26 @@ def test_require_grad(on):
     assert [p.requires_grad for p in m.parameters()]==was
     with pytest.raises(ValueError), require_grad(m, on): raise ValueError
     assert [p.requires_grad for p in m.parameters()]==was
+
+# Several passes in one context
+
+def test_rewinding_puts_back_and_sets_the_modes_again():
+    "Buffers, attributes, parameters of others, modes and the random state of a further pass are those of the first; a note stands once"
+    def change(m):
+        m.n += 1
+        m.count.add_(1)
+        m.lin.weight.data.mul_(2)
+        m.late = nn.Linear(2,2)
+        m.eval()
+        seen.append((m.n, m.count.item(), m.lin.weight[0,0].item(), m.norm.training, m.norm.track_running_stats, torch.rand(1).item()))
+    m,seen = Stateful(change, n=0),[]
+    m.norm = nn.BatchNorm1d(3)
+    m.register_buffer('count', torch.zeros(1))
+    was = m.lin.weight.clone()
+    with probing(m, x := torch.randn(4,3)) as probe:
+        for _ in range(3):
+            m(x)
+            probe.rewind()
+            assert m.norm.training and not m.norm.track_running_stats and not m.lin.training and not hasattr(m, 'late')
+    assert seen[0]==seen[1]==seen[2] and seen[0][:2]==(1,1) and seen[0][2]==2*was[0,0]
+    assert len(probe.notes)==1 and m.training and m.norm.track_running_stats and m.n==m.count==0 and m.lin.weight.equal(was)

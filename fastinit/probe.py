@@ -10,8 +10,7 @@ __all__ = ['same_bits', 'Saved', 'all_or_nothing', 'unmoved_rng', 'Probe', 'prob
 # %% ../nbs/03_probe.ipynb #8ba5a03e
 from fastai.basics import *
 from collections import deque
-import numpy as np
-import traceback
+import traceback, numpy as np
 from collections.abc import Callable,Iterable,Iterator,Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -99,10 +98,7 @@ def _tensor_back(t, depth):
         _put_back(memory, was)
     return _back
 
-def _array_back(a, depth):
-    was = a.copy()
-    def _back(): a[...] = was
-    return _back
+def _array_back(a, depth): return partial(np.copyto, a, a.copy())
 
 def _container_back(o, depth):
     "A function that puts the items of `o`, and what is in them, back"
@@ -120,11 +116,8 @@ def _generator_back(g, depth):
     get,put = (g.get_state,g.set_state) if hasattr(g, 'get_state') else (g.getstate,g.setstate)
     return partial(put, get())
 
-def _bits_back(g, depth):
-    "Of a NumPy generator"
-    was = g.bit_generator.state
-    def _back(): g.bit_generator.state = was
-    return _back
+def _bits_back(g, depth): # of a NumPy generator
+    return partial(setattr, g.bit_generator, 'state', g.bit_generator.state)
 
 #: Type → function that gives a function which puts such a value back
 _kinds = {Tensor:_tensor_back, np.ndarray:_array_back, (dict,list,set,deque,tuple):_container_back,
@@ -160,8 +153,7 @@ def _note(notes, text): # once, though there be several passes
 
 @contextmanager
 def _state(mods, notes):
-    """Put every buffer and plain attribute of `mods` back; the constant of a `GeneralReLU` is a weight and stays.
-    Yields a function that does so before."""
+    "Put every buffer and plain attribute of `mods` back, but the constant of a `GeneralReLU`, a weight; as `unmoved_rng`"
     mods = [m for m in mods if not isinstance(m, torch.jit.ScriptModule)]
     computed = {m:_computed(m) for m in mods if m._forward_pre_hooks}
     attrs = {m:dict(vars(m)) for m in mods}
@@ -191,9 +183,8 @@ def _state(mods, notes):
 
 # %% ../nbs/03_probe.ipynb #98cd7e1b
 @contextmanager
-def _modes(names, notes, bs):
-    """Normalization by the batch's statistics unless the user froze it, the rest in evaluation mode; `_state` puts it
-    back. Yields a function that sets the modes again."""
+def _modes(names, notes, bs): # `_state` puts it back
+    "Normalization by the batch unless the user froze it, the rest in evaluation mode; yields what sets that again"
     def _too_small(m, xs):
         x = xs[0]
         per_channel = x[0,0].numel() if isinstance(m, _InstanceNorm) else x.numel()//x.shape[1]
@@ -210,8 +201,7 @@ def _modes(names, notes, bs):
         for m in norms:
             if is_batchnorm(m): vars(m)['track_running_stats'] = False
     _set()
-    some = [m for m in norms if bs<2 or isinstance(m, _InstanceNorm)]
-    hooks = [m.register_forward_pre_hook(_too_small) for m in some]
+    hooks = [m.register_forward_pre_hook(_too_small) for m in norms if bs<2 or isinstance(m, _InstanceNorm)]
     if frozen:
         _note(notes, f'{len(frozen)} normalization layers are in evaluation mode and used their running statistics')
     try: yield _set

@@ -38,7 +38,7 @@ def _touches(p, groups): return any(shares_memory(p, o) for o in groups.get(memo
 
 class Saved:
     "The values of `params`, to be put back bit by bit."
-    def __init__(self, params:Iterable): self.values = [(p, p.data, p.detach().clone()) for p in params]
+    def __init__(self, params:Iterable): self.values = [(p, data := p.data, data.clone()) for p in params]
 
     @torch.no_grad()
     def restore(self,
@@ -103,8 +103,7 @@ def _array_back(a, depth): return partial(np.copyto, a, a.copy())
 def _container_back(o, depth):
     "A function that puts the items of `o`, and what is in them, back"
     items = dict(o) if isinstance(o, dict) else list(o)
-    values = items.values() if isinstance(o, dict) else items
-    inner = [] if _are_numbers(values) else _backs(values, depth)
+    inner = _backs(items.values() if isinstance(o, dict) else items, depth)
     def _back():
         if not isinstance(o, tuple):
             o.clear()
@@ -125,11 +124,9 @@ _kinds = {Tensor:_tensor_back, np.ndarray:_array_back, (dict,list,set,deque,tupl
 _numbers = {int, float, bool, str, type(None)}
 _constant = (*_numbers, bytes, type, nn.Module, torch.dtype, torch.device)
 
-def _are_numbers(values): return {type(o) for o in values} <= _numbers
-
 def _is_constant(v):
     "Can a forward not change `v`?"
-    if isinstance(v, tuple): return _are_numbers(v)
+    if isinstance(v, tuple): return {type(o) for o in v} <= _numbers
     return type(v) in _numbers or isinstance(v, _constant) or callable(v)
 
 def _backs(values, depth=2):
@@ -172,8 +169,10 @@ def _state(mods, notes):
             if new: _note(notes, f"{type(m).__name__} makes {', '.join(new)} in its forward: "
                                  'pass one batch through the model, then initialize it')
         for m,was in attrs.items():
-            for k in vars(m).keys() - was.keys() - computed.get(m, set()): del vars(m)[k]
-            vars(m).update(was)
+            now = vars(m)
+            now.update(was)
+            if len(now)==len(was): continue
+            for k in now.keys() - was.keys() - computed.get(m, set()): del now[k]
         for m,was in buffers.items():
             m._buffers.clear()
             m._buffers.update(was)
@@ -186,8 +185,7 @@ def _state(mods, notes):
 def _modes(names, notes, bs): # `_state` puts it back
     "Normalization by the batch unless the user froze it, the rest in evaluation mode; yields what sets that again"
     def _too_small(m, xs):
-        x = xs[0]
-        per_channel = x[0,0].numel() if isinstance(m, _InstanceNorm) else x.numel()//x.shape[1]
+        per_channel = xs[0][0,0].numel() if isinstance(m, _InstanceNorm) else xs[0].numel()//xs[0].shape[1]
         if m.training and per_channel<2:
             m.training = False
             _note(notes, f'{names[m]} used its running statistics: the batch gives it one value a channel')

@@ -146,7 +146,8 @@ def test_report_and_comparison_of_a_generator_leave_it(kind):
     g = loader.generator or loader.sampler.generator
     learn,was = learner(loader),g.get_state()
     for f in (learn.init_report, learn.compare_inits):
-        with pytest.warns(UserWarning, match='generator of its own. A batch was taken'): f()
+        with pytest.warns(UserWarning, match='generator of its own. A batch was taken') as w: f()
+        if f==learn.init_report: assert w[0].filename==__file__ # the line that asked
         assert torch.equal(was, g.get_state())
 
 class Drawing(torch.utils.data.Dataset):
@@ -609,3 +610,17 @@ def test_no_training_batch_came(train, epochs):
     learn.dls.loaders[0] = TorchLoader(Stream(), 16)
     fit(learn, 1, 0.)
     assert learn.lsuv.done and len(learn.lsuv.report)==3
+
+def test_stand_in_is_at_its_first_training_batch():
+    "Like a fit of one epoch, or of as many as the Learner is about to do, that has just begun; the Learner is not touched"
+    learn = learner()
+    was = dict(vars(learn))
+    twin = batch.stand_in(learn, [])
+    assert (twin.training, twin.iter, twin.epoch, twin.train_iter, twin.pct_train, twin.n_iter, twin.n_epoch)==(True, 0, 0, 0, 0., 4, 1)
+    assert twin.dl is learn.dls.train and twin.model is learn.model and not len(twin.cbs) and vars(learn)==was
+    learn.n_epoch = 3
+    assert batch.stand_in(learn, []).n_epoch==3
+    first = First()
+    learn.add_cb(first)
+    twin = batch.stand_in(learn, [first])
+    assert twin.first is not first and twin.first.learn is twin and list(twin.cbs)==[twin.first] and first.learn is learn

@@ -159,7 +159,6 @@ def stand_in(
     dl = learn.dls.train
     vars(res).update(cbs=L(), training=True, iter=0, epoch=0, train_iter=0, pct_train=0., dl=dl)
     with suppress(TypeError, AttributeError): res.n_iter = len(dl)
-    res.n_epoch = vars(learn).get('n_epoch', 1)
     memo = {id(learn):res, **{id(o):o for o in (learn.model, learn.dls, dl, learn.opt, learn.loss_func)}}
     for cb in cbs:
         memo.update({id(o):o.detach() for o in all_tensors(vars(cb)) if not o.is_leaf}) # of an earlier step

@@ -28,16 +28,16 @@ help:  ## what there is to make
 demo: .venv/base  ## train the article's convnet from three starts; charts in demo/
 	$(BIN)/fastinit-article simple --schemes 'default kaiming lsuv' --lrs 1e-3 --out demo
 
-# one notebook a core, THREADS threads each
+# one notebook, one file of tests a core, THREADS threads each
 test: .venv/dev  ## the notebooks, then the tests
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/nbdev-test --n-workers 2
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-lowest:  ## the same with the oldest versions that setup.cfg allows, in .venv-lowest
 	test -e .venv-lowest || $(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c tools/lowest.txt -e . accelerate cloudpickle hypothesis ipykernel lightning 'nbdev>=3.3,<3.4' ninja pytest setuptools timm torchvision transformers
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c tools/lowest.txt -e . accelerate cloudpickle hypothesis ipykernel lightning 'nbdev>=3.3,<3.4' ninja pytest pytest-xdist setuptools timm torchvision transformers
 	OMP_NUM_THREADS=$(THREADS) .venv-lowest/bin/nbdev-test --n-workers 2 --file-re '^[0-2]'
-	.venv-lowest/bin/python -m pytest --ignore tests/test_site.py --ignore tests/test_packaging.py --ignore tests/test_api.py --ignore tests/test_zoo.py
+	OMP_NUM_THREADS=$(THREADS) .venv-lowest/bin/python -m pytest -n 2 --dist loadfile --ignore tests/test_site.py --ignore tests/test_packaging.py --ignore tests/test_api.py --ignore tests/test_zoo.py
 
 zoo: .venv/dev .venv/zoo  ## whole architectures of torchvision, timm, transformers, fastai; benchmarks/zoo.csv (some 12 minutes)
 	FASTINIT_ZOO=1 $(BIN)/python -m pytest tests/test_zoo.py

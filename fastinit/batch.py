@@ -262,21 +262,22 @@ def agreed_batch(
 # %% ../nbs/13_batch.ipynb #1182b004
 def inputs_targets(
     learn:Learner, # Not in training
+    stacklevel:int=3, # As in `warnings.warn`
 )->tuple: # (inputs, targets)
     "A batch for a measurement: that of `training_batch`; where there is none, one is taken, and a warning says so."
     try: return training_batch(learn)
     except NotYet as e: why = str(e)
-    dl = learn.dls.train
-    with no_random(42+rank_distrib()), unmoved_data(dl): b = first(dl)
-    warnings.warn(f'{why}. A batch was taken all the same, as the DataLoader gives it', stacklevel=3)
+    with no_random(42+rank_distrib()), unmoved_data(learn.dls.train): b = first(learn.dls.train)
+    warnings.warn(f'{why}. A batch was taken all the same, as the DataLoader gives it', stacklevel=stacklevel)
     if b is None: raise InitError(_empty)
     return as_given(learn, b, cbs=())
 
 def first_batch(
     learn:Learner, # Not in training
+    stacklevel:int=3, # As in `warnings.warn`
 )->tuple: # Inputs
     "The inputs in `inputs_targets`"
-    return inputs_targets(learn)[0]
+    return inputs_targets(learn, stacklevel+1)[0]
 
 # %% ../nbs/13_batch.ipynb #aca00cf8
 def loss_with_callbacks(

@@ -46,7 +46,7 @@ def _named_inits(inits):
 
 def _compare_on_a_batch(learn, inits, layers, include_paramless, shown):
     "Name → what each of `inits` would make of one batch"
-    model,xb,reports = check_model(learn.model),first_batch(learn),{}
+    model,xb,reports = check_model(learn.model),first_batch(learn, stacklevel=4),{}
     values = [*model.parameters(), *(m.sub for m in model.modules() if isinstance(m, GeneralReLU))]
     for n,o in progress_bar(list(inits.items()), leave=False) if shown else inits.items():
         scheme,options = o,dict(layers=layers)
@@ -114,7 +114,7 @@ def _one_training(learn, cb, lr, steps, seed, tick):
     losses = [float(o) for o in read_all(course.losses)] + [math.nan]*(steps-len(course.losses))
     pool = Pool(new.model)
     if pool.size>1: losses = np.mean(pool.gather(torch.tensor(losses, device=pool.device)), 0).tolist()
-    xb = first_batch(new)
+    xb = first_batch(new, stacklevel=5)
     with training_modes(new): return cb.report,init_stats(new.model, *xb, include_paramless=cb.include_paramless),losses
 
 # %% ../nbs/19_compare.ipynb #1e56aeca

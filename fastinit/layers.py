@@ -7,8 +7,8 @@ Docs: https://fastinit.github.io/fastinit/layers.html.md"""
 # %% auto #0
 __all__ = ['affine_types', 'recurrent_types', 'norm_types', 'LayerChoice', 'is_transposed', 'is_affine', 'is_known',
            'layer_names', 'is_leaf', 'leaves', 'unwrap', 'attention_units', 'is_batchnorm', 'check_model', 'Layers',
-           'chosen_layers', 'scaled_param', 'zero_layers', 'recurrent_params', 'split_layers', 'init_layers',
-           'unknown_weights']
+           'chosen_layers', 'params_of', 'scaled_param', 'zero_layers', 'recurrent_params', 'split_layers',
+           'init_layers', 'unknown_weights']
 
 # %% ../nbs/01_layers.ipynb #2424b74c
 from fastai.basics import *
@@ -183,6 +183,12 @@ def chosen_layers(
     return _chosen(_checked_names(model), layers)
 
 # %% ../nbs/01_layers.ipynb #568bcb13
+def params_of(
+    m:nn.Module, # A layer
+)->list: # Its parameters
+    "Those of `m.parameters()`, which takes its time to walk through a module even where nothing is inside."
+    return list(m.parameters()) if m._modules else [p for p in m._parameters.values() if p is not None]
+
 def scaled_param(
     m:nn.Module, # A layer
 )->Tensor|None: # The weight itself, or the magnitude of a weight norm of either kind; None if there is no such
@@ -218,7 +224,7 @@ def _reason(m, force, tied):
         scalable = all(isinstance(getattr(m, k), nn.Parameter) for k in recurrent_params(m))
     else: scalable = scaled_param(m) is not None
     if not scalable: return 'unsupported parametrization'
-    if not (force or all(p.requires_grad for p in m.parameters())): return 'frozen'
+    if not (force or all(p.requires_grad for p in params_of(m))): return 'frozen'
     if any(id(p) in tied for p in m._parameters.values()): return 'shared'
 
 def _shared_biases(mods):
@@ -237,7 +243,7 @@ def _tied(names, mods):
 def _kept(names, todo, force, by_default):
     "Ids of the parameters that a scheme must leave as they are, though it may see them"
     params = [p for m in names for p in m._parameters.values() if p is not None]
-    mine = {id(p) for m in todo.values() for p in m.parameters()}
+    mine = {id(p) for m in todo.values() for p in params_of(m)}
     return {id(p) for p in params if not by_default or not (force or p.requires_grad)} - mine
 
 # %% ../nbs/01_layers.ipynb #5e7b2304

@@ -78,7 +78,7 @@ class _Passes:
     def __init__(self, model, xb, fix, saved, new_stats, tol, probe):
         store_attr()
         self.n = 0 # how many there were
-        self.layer_params = {n:list(m.parameters()) for n,m in fix.layers.items()}
+        self.layer_params = {n:params_of(m) for n,m in fix.layers.items()}
 
     def run(self, *contexts):
         "One pass within `contexts`"
@@ -216,7 +216,7 @@ def lsuv_(
         todo,left = split_layers(model, layers, force=force)
         scaled = {n:m for n,m in todo.items() if not isinstance(m, recurrent_types)}
         acts = [m for m in model.modules() if is_activation(m)] if at=='activation' else []
-        params = [p for m in todo.values() for p in m.parameters()] if pool.size==1 else list(model.parameters())
+        params = [p for m in todo.values() for p in params_of(m)] if pool.size==1 else list(model.parameters())
         params += [m.sub for m in acts if isinstance(m, GeneralReLU)]
         targets,notes = _branch_targets(model, xb, branch_scale, std, scaled)
         fix = _correction(model, scaled, acts, std, center, at, tol, max_iter, pool=pool, targets=targets)

@@ -123,9 +123,6 @@ class Row:
         return self.std > 1e-6*abs(self.mean)
 
 # %% ../nbs/05_stats.ipynb #e94db293
-def _has_any(m): # fastai's `has_params`, which walks through the module, where a look will not do
-    return any(p is not None for p in m._parameters.values()) or has_params(m)
-
 class LayerStats(ActivationStats):
     "fastai's `ActivationStats` for one pass of a model, by name: `with LayerStats(model) as s: model(x)`."
     def __init__(self,
@@ -139,7 +136,7 @@ class LayerStats(ActivationStats):
         self.modules,units = [],attention_units(self.names)
         for m in leaves(self.names):
             if isinstance(m, torch.jit.ScriptModule): continue # which take no hooks
-            if not (include_paramless or _has_any(m)): continue
+            if not (include_paramless or params_of(m)): continue
             if m in units: self.names[units[m]] = self.names[m]
             self.modules.append(units.get(m, m))
 

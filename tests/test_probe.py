@@ -75,6 +75,22 @@ def test_random_states_stay():
                     raise ValueError
         assert draws()==want
 
+@pytest.mark.parametrize('many', [True, False])
+@pytest.mark.parametrize('started', [True, False, None])
+def test_random_states_of_devices(monkeypatch, many, started):
+    "Those of a device in use come back, of all devices of its kind where there can be several; one that was not started is left in peace"
+    states = (1,2) if many else 1
+    each = '_all' if many else ''
+    device = SimpleNamespace(**{f'get_rng_state{each}': lambda: device.now, f'set_rng_state{each}': lambda s: setattr(device, 'now', s)}, now=states)
+    if started is not None: device.is_initialized = lambda: started
+    monkeypatch.setattr(torch, 'cuda', device)
+    with unmoved_rng() as back:
+        device.now = 'moved'
+        back()
+        assert device.now==('moved' if started is False else states)
+        device.now = 'moved'
+    assert device.now==('moved' if started is False else states)
+
 # State
 
 class Stateful(nn.Module):
@@ -244,14 +260,17 @@ def test_fast_paths_are_off_within():
     assert not torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(was)
 
-@pytest.mark.parametrize('how', ['torch.compile', 'compile'])
-def test_compiled_modules_call_hooks(how):
-    calls,inner = [],nn.Linear(3,3)
+@pytest.mark.parametrize('how', ['torch.compile', 'compile', 'plain'])
+def test_compiled_modules_call_hooks(how, monkeypatch):
+    "And only for their sake nothing is compiled"
+    calls,stances,inner = [],[],nn.Linear(3,3)
+    set_stance = torch.compiler.set_stance
+    monkeypatch.setattr(torch.compiler, 'set_stance', lambda s: stances.append(s) or set_stance(s))
     if how=='compile': inner.compile()
     m = nn.Sequential(torch.compile(inner) if how=='torch.compile' else inner)
     inner.register_forward_hook(lambda *a: calls.append(torch.compiler.is_compiling()))
     with probing(m, x := torch.randn(4,3)): m(x)
-    assert calls==[False]
+    assert calls==[False] and stances==([] if how=='plain' else ['force_eager'])
 
 # Errors
 

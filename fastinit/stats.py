@@ -130,7 +130,7 @@ class LayerStats(ActivationStats):
         include_paramless:bool=False, # Also the modules without parameters, such as ReLU?
         known:dict|None=None, # Dotted name → (std, mean) of its next output, which is not measured then
     ):
-        super().__init__(include_paramless=include_paramless, cpu=False, detach=False)
+        super().__init__(include_paramless=include_paramless)
         self.names,self.moments,self.calls = layer_names(model),Moments(),{}
         self.known = {} if known is None else known
         self.modules,units = [],attention_units(self.names)

@@ -183,3 +183,13 @@ def test_cudnn_is_left_out_for_recurrent_layers_alone(monkeypatch):
     layer_grads(nn.LSTM(30,4), lambda o,y: o[0].pow(2), x[None], None)
     layer_grads(net(), lambda o,y: o.pow(2), x, None)
     assert asked==[dict(enabled=False)]
+
+@pytest.mark.parametrize('model', [nn.LSTM(30,4), nn.Sequential(nn.LSTM(30,4)), net()], ids=['lstm','inside','none'])
+def test_recurrent_layers_go_back_without_cudnn(model):
+    "Whose kernels have no backward pass in evaluation mode"
+    def loss(o, y):
+        seen.append(torch.backends.cudnn.enabled)
+        return (o if isinstance(o, torch.Tensor) else o[0]).sum()
+    seen,was = [],torch.backends.cudnn.enabled
+    layer_grads(model, loss, x[None], None)
+    assert seen==[was and isinstance(list(model.modules())[-1], nn.Linear)] and torch.backends.cudnn.enabled==was

@@ -173,17 +173,6 @@ def test_a_mean_beside_its_own_size():
     v = torch.randn(2**15, generator=torch.Generator().manual_seed(0)) + 1e6
     for part in (v, v[:2**14+7]): assert abs(Moments(False)(part)[1]-part.double().mean().item())<1e-6
 
-def test_cudnn_is_left_out_for_recurrent_layers_alone(monkeypatch):
-    "Its recurrent layers have no backward pass in evaluation mode"
-    from contextlib import contextmanager
-    asked = []
-    @contextmanager
-    def _flags(**kwargs): asked.append(kwargs); yield
-    monkeypatch.setattr(torch.backends.cudnn, 'flags', _flags)
-    layer_grads(nn.LSTM(30,4), lambda o,y: o[0].pow(2), x[None], None)
-    layer_grads(net(), lambda o,y: o.pow(2), x, None)
-    assert asked==[dict(enabled=False)]
-
 @pytest.mark.parametrize('model', [nn.LSTM(30,4), nn.Sequential(nn.LSTM(30,4)), net()], ids=['lstm','inside','none'])
 def test_recurrent_layers_go_back_without_cudnn(model):
     "Whose kernels have no backward pass in evaluation mode"

@@ -47,7 +47,6 @@ def as_numbers(self:Moments, v:Tensor)->tuple[float,float]:
     n = v.numel()
     if v.is_cpu and n<2**14: v = v.double() # costs less than more steps would
     norm = norm_of(v).item()
-    if norm==0 and v.amin()==0==v.amax(): return 0.,0.
     if not 1e-15 < norm < math.inf and v.dtype!=torch.double: return self.as_numbers(v.double()) # squares out of range
     mean = sum_of(v).item()/n
     sq = norm**2 - n*mean**2

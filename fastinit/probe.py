@@ -156,16 +156,17 @@ def _state(mods, notes):
     attrs = {m:dict(vars(m)) for m in mods}
     for m,names in computed.items():
         for k in names: attrs[m].pop(k, None)
-    buffers = {m:dict(m._buffers) for m in mods if m._buffers}
-    inside = {m:{*m._modules, *m._parameters} for m in mods}
+    inside = {m:[(d, dict(d)) for d in (m._modules, m._parameters, m._buffers)] for m in mods}
     still = lambda m: isinstance(m, GeneralReLU) or is_batchnorm(m) # which moves nothing here
     held = [v for was in attrs.values() for k,v in was.items() if type(v) not in _numbers and k not in _own]
-    held += [b for m,was in buffers.items() if not still(m) for b in was.values()]
+    held += [b for m,(_,_,(_,was)) in inside.items() if not still(m) for b in was.values()]
     backs = _backs(held)
     def _back():
-        for m,was in inside.items():
-            new = sorted((m._modules.keys() | m._parameters.keys()) - was)
-            for k in new: delattr(m, k)
+        for m,dicts in inside.items():
+            new = [k for d,was in dicts[:2] for k in d if k not in was]
+            for d,was in dicts:
+                d.clear()
+                d.update(was)
             if new: _note(notes, f"{type(m).__name__} makes {', '.join(new)} in its forward: "
                                  'pass one batch through the model, then initialize it')
         for m,was in attrs.items():
@@ -173,9 +174,6 @@ def _state(mods, notes):
             now.update(was)
             if len(now)==len(was): continue
             for k in now.keys() - was.keys() - computed.get(m, set()): del now[k]
-        for m,was in buffers.items():
-            m._buffers.clear()
-            m._buffers.update(was)
         for f in backs: f()
     try: yield _back
     finally: _back()

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 import numpy as np, pytest, torch
 from torch import nn
 from fastinit.acts import GeneralReLU
+from fastinit.all import init_stats, lsuv_
+from conftest import Unchanged
 from fastinit.probe import InitError, Saved, all_or_nothing, forward, probing, require_grad, same_bits, unmoved_rng
 
 nan = float('nan')
@@ -179,6 +181,24 @@ def test_what_is_made_in_the_forward_is_taken_away():
     with probing(m, x := torch.randn(4,3)) as probe: m(x)
     assert list(m._modules)==['lin'] and not m._parameters and not hasattr(m, 'new')
     assert probe.notes==['Stateful makes late, p in its forward: pass one batch through the model, then initialize it']
+
+def test_what_is_replaced_in_the_forward_comes_back():
+    "Parameters, modules and buffers under the names they had, themselves; a buffer where there was none goes"
+    def change(m):
+        m.p = nn.Parameter(m.p*2)
+        m.inner = nn.Linear(2,2)
+        m.register_buffer('b', m.b+1)
+        m.lin.register_buffer('new', torch.ones(2))
+        del m.gone
+    m = Stateful(change)
+    m.p,m.gone,m.inner = nn.Parameter(torch.ones(2)),nn.Parameter(torch.ones(1)),nn.ReLU()
+    m.register_buffer('b', torch.zeros(2))
+    was,x = {**m._parameters, **m._modules, **m._buffers},torch.randn(40,3)
+    for f in (init_stats, lsuv_):
+        with Unchanged(m, ('lin.weight','lin.bias')): report = f(m, x)
+        now = {**m._parameters, **m._modules, **m._buffers}
+        assert list(now)==list(was) and all(now[k] is was[k] for k in was) and not m.lin._buffers and m.p.tolist()==[1,1] and m.b.tolist()==[0,0]
+        assert report.notes==[] and list(report.df.layer)==['lin']
 
 def test_an_error_puts_all_back():
     def change(m):

@@ -13,6 +13,7 @@ from typing import Any
 from .tensors import *
 from .layers import *
 from .probe import *
+from .stats import *
 from torch.utils.checkpoint import CheckpointFunction
 
 # %% ../nbs/08_branches.ipynb #d0b70006

@@ -7,7 +7,7 @@ from torch import nn
 from fastinit.acts import GeneralReLU
 from fastinit.all import init_stats, lsuv_
 from conftest import Unchanged
-from fastinit.probe import InitError, Saved, all_or_nothing, forward, probing, require_grad, same_bits, unmoved_rng
+from fastinit.probe import InitError, Saved, all_or_nothing, forward, probing, same_bits, unmoved_rng
 
 nan = float('nan')
 
@@ -341,18 +341,30 @@ def test_what_to_do_about_inputs():
     assert said(nn.Bilinear(2,2,2), torch.ones(2,2)).endswith('pass all inputs of the model')
     assert said(lin)=='no batch given: pass the inputs of the model, such as `lsuv_(model, x)`'
 
-# Gradients
+# Hooks and gradients
 
-@pytest.mark.parametrize('on', [True, False])
-def test_require_grad(on):
-    "As it was afterwards, also after an error; whole numbers have none"
-    m = nn.Sequential(nn.Linear(2,2), nn.Linear(2,2).requires_grad_(False))
-    m.index = nn.Parameter(torch.ones(2).long(), requires_grad=False)
-    was = [p.requires_grad for p in m.parameters()]
-    with require_grad(m, on) as ps: assert len(ps)==(4 if on else 0) and all(p.requires_grad==on for p in m[0].parameters()) and not m.index.requires_grad
-    assert [p.requires_grad for p in m.parameters()]==was
-    with pytest.raises(ValueError), require_grad(m, on): raise ValueError
-    assert [p.requires_grad for p in m.parameters()]==was
+def _backward(m):
+    with torch.enable_grad(): (m.lin(torch.ones(2,3))*m.p).sum().backward()
+FORWARDS = {'registers hooks': lambda m: (m.lin.register_forward_hook(lambda *_: None), m.register_forward_pre_hook(lambda *_: None), m.lin.register_full_backward_hook(lambda *_: None)),
+            'removes a hook': lambda m: m.lin._forward_hooks.clear(), 'freezes': lambda m: m.p.requires_grad_(False), 'unfreezes': lambda m: m.frozen.requires_grad_(True),
+            'a buffer with gradients': lambda m: m.b.requires_grad_(True), 'goes back': _backward, 'no gradients': lambda m: m.zero_grad(), 'a buffer that is not saved': lambda m: m.register_buffer('new', torch.ones(1), persistent=False)}
+@pytest.mark.parametrize('kind', FORWARDS)
+@pytest.mark.parametrize('f', [init_stats, lsuv_])
+@pytest.mark.parametrize('has_grads', [True, False])
+def test_hooks_and_gradients_are_as_before(kind, f, has_grads):
+    "Whatever a forward does to them; gradients are the same tensors with the same values"
+    m = Stateful(FORWARDS[kind])
+    m.p,m.frozen = nn.Parameter(torch.ones(3)),nn.Parameter(torch.ones(3), requires_grad=False)
+    m.register_buffer('b', torch.ones(3))
+    m.lin.register_forward_hook(lambda *_: None)
+    for i,p in enumerate([m.p, m.lin.weight]): p.grad = torch.full_like(p, i+2.) if has_grads else None
+    def now():
+        mods = [{k:dict(v) for k,v in vars(o).items() if 'hooks' in k and isinstance(v, dict)} for o in m.modules()]
+        return mods,[t.requires_grad for t in (*m.parameters(), *m.buffers())],[p.grad for p in m.parameters()],set(m._non_persistent_buffers_set),list(m.state_dict())
+    was = now()
+    f(m, torch.randn(40,3))
+    assert now()[:2]==was[:2] and now()[3:]==was[3:] and all(a is b for a,b in zip(now()[2], was[2]))
+    if has_grads: assert m.p.grad.tolist()==[2.]*3 and (m.lin.weight.grad==3).all()
 
 # Several passes in one context
 

@@ -4,7 +4,7 @@ import pytest, torch
 from dataclasses import replace
 from torch import nn
 from fastinit.probe import InitError
-from fastinit.stats import LayerStats, Moments, Row, has_moments, layer_grads, layer_hists, near_zero
+from fastinit.stats import LayerStats, Moments, Row, has_moments, layer_grads, layer_hists, near_zero, require_grad
 
 x = torch.randn(64, 30, generator=torch.Generator().manual_seed(0))
 def net(): torch.manual_seed(0); return nn.Sequential(nn.Linear(30,20), nn.ReLU(), nn.Linear(20,5))
@@ -26,6 +26,14 @@ def test_the_scratch_buffer_is_used_again(recwarn):
     assert m.buf.dtype==torch.double and m(big.double()+9)[1]==pytest.approx(big.double().mean().item()+9)
     d = m.minus(torch.ones(3), torch.tensor(0.25))
     assert d.tolist()==[0.75]*3 and m.buf.dtype==torch.float
+
+@pytest.mark.parametrize('lazy', [False, True])
+@pytest.mark.parametrize('mean', [0., 9.])
+def test_what_is_part_of_a_graph(lazy, mean):
+    "Is measured all the same, where the mean is large too, and what comes of it is not"
+    v = (torch.randn(2**15, generator=torch.Generator().manual_seed(0))+mean).requires_grad_()
+    sd,m = Moments(lazy)(v*1)
+    assert float(sd)==pytest.approx(v.std().item(), rel=1e-6) and float(m)==pytest.approx(v.mean().item(), abs=1e-6) and not (lazy and (sd.requires_grad or m.requires_grad))
 
 @pytest.mark.parametrize('lazy', [None, False, True])
 def test_numbers_or_tensors(lazy):
@@ -183,3 +191,14 @@ def test_recurrent_layers_go_back_without_cudnn(model):
     seen,was = [],torch.backends.cudnn.enabled
     layer_grads(model, loss, x[None], None)
     assert seen==[was and isinstance(list(model.modules())[-1], nn.Linear)] and torch.backends.cudnn.enabled==was
+
+@pytest.mark.parametrize('on', [True, False])
+def test_require_grad(on):
+    "As it was afterwards, also after an error; whole numbers have none"
+    m = nn.Sequential(nn.Linear(2,2), nn.Linear(2,2).requires_grad_(False))
+    m.index = nn.Parameter(torch.ones(2).long(), requires_grad=False)
+    was = [p.requires_grad for p in m.parameters()]
+    with require_grad(m, on) as ps: assert len(ps)==(4 if on else 0) and all(p.requires_grad==on for p in m[0].parameters()) and not m.index.requires_grad
+    assert [p.requires_grad for p in m.parameters()]==was
+    with pytest.raises(ValueError), require_grad(m, on): raise ValueError
+    assert [p.requires_grad for p in m.parameters()]==was

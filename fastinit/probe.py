@@ -140,7 +140,8 @@ def _backs(values, depth=2):
     return [f for f in res if f is not None]
 
 # %% ../nbs/03_probe.ipynb #33888acb
-_own = set(vars(nn.Module())) # what `nn.Module` keeps in every module
+_own = vars(nn.Module()) # what `nn.Module` keeps in every module; parameters, buffers, modules and hooks are in containers
+_inside = [k for k,v in _own.items() if isinstance(v, (dict,set))]
 
 def _note(notes, text): # once, though there be several passes
     if text not in notes: notes.append(text)
@@ -154,25 +155,23 @@ def _state(mods, notes):
     attrs = {m:dict(vars(m)) for m in mods}
     for m,names in computed.items():
         for k in names: attrs[m].pop(k, None)
-    inside = {m:{k:copy(v) for k,v in was.items() if k in _own and isinstance(v, (dict,set))} for m,was in attrs.items()}
+    inside = {m:{k:was[k].copy() for k in _inside if was[k]} for m,was in attrs.items()}
     still = lambda m: isinstance(m, GeneralReLU) or is_batchnorm(m) # which moves nothing here
     held = [v for was in attrs.values() for k,v in was.items() if type(v) not in _numbers and k not in _own]
-    held += [b for m,was in inside.items() if not still(m) for b in was['_buffers'].values()]
+    held += [b for m,was in inside.items() if not still(m) for b in was.get('_buffers', {}).values()]
     backs = _backs(held)
     def _back():
-        for m,held in inside.items():
-            new = [k for o in ('_modules','_parameters') for k in vars(m)[o] if k not in held[o]]
-            for k,was in held.items():
-                if not (was or vars(m)[k]): continue
+        for m,was in inside.items():
+            changed = [k for k in _inside if vars(m)[k] or k in was]
+            new = sorted(n for k in changed if k in ('_modules','_parameters') for n in vars(m)[k] if n not in was.get(k, ()))
+            for k in changed:
                 vars(m)[k].clear()
-                vars(m)[k].update(was)
+                vars(m)[k].update(was.get(k, ()))
             if new: _note(notes, f"{type(m).__name__} makes {', '.join(new)} in its forward: "
                                  'pass one batch through the model, then initialize it')
         for m,was in attrs.items():
-            now = vars(m)
-            now.update(was)
-            if len(now)==len(was): continue
-            for k in now.keys() - was.keys() - computed.get(m, set()): del now[k]
+            for k in vars(m).keys() - was.keys() - computed.get(m, set()): del vars(m)[k]
+            vars(m).update(was)
         for f in backs: f()
     try: yield _back
     finally: _back()
@@ -216,9 +215,10 @@ def _no_fast_path(mods):
 
 # %% ../nbs/03_probe.ipynb #648b98ba
 @contextmanager
-def _own_grads(model):
+def _own_grads(mods):
     "What a forward does to gradients, and to `requires_grad`, it does to others than the user's"
-    was = [(t, t.requires_grad, t.grad) for t in (*model.parameters(), *model.buffers()) if t.is_leaf]
+    ts = (t for m in mods for k in ('_parameters','_buffers') for t in vars(m).get(k, {}).values())
+    was = [(t, t.requires_grad, t.grad) for t in ts if t is not None and t.is_leaf]
     def _back():
         for t,wants,_ in was:
             if t.requires_grad!=wants: t.requires_grad_(wants)
@@ -250,7 +250,7 @@ def probing(
     bs = next((len(o) for o in xb if isinstance(o, Tensor) and o.ndim), 1)
     others = [p for p in model.parameters() if id(p) not in but and not p.is_meta]
     with torch.no_grad(), _modes(names, notes, bs), _no_fast_path(names), all_or_nothing(others, keep=False) as saved:
-        with _own_grads(model) as grads, unmoved_rng() as rng, _state(names, notes) as state:
+        with _own_grads(names) as grads, unmoved_rng() as rng, _state(names, notes) as state:
             yield Probe(notes, [saved.restore, grads, rng, state])
 
 # %% ../nbs/03_probe.ipynb #c5f3c674

@@ -11,7 +11,7 @@ def net(): torch.manual_seed(0); return nn.Sequential(nn.Linear(30,20), nn.ReLU(
 
 # Moments
 
-def test_the_scratch_buffer_is_used_again(recwarn):
+def test_the_scratch_buffer_is_used_again():
     "It grows; another dtype or device has another; a part of it is used for less, which is no reason to warn"
     warnings.simplefilter('error')
     m = Moments()

@@ -47,9 +47,10 @@ def as_numbers(self:Moments, v:Tensor)->tuple[float,float]:
     "From the sum and the sum of squares, or where that would lose digits from those of the distances to the mean"
     n = v.numel()
     if v.is_cpu and n<2**14: v = v.double() # costs less than more steps would
+    mean = sum_of(v).item()/n # first, as its kernel is the quicker one where the output is not in a cache
     norm = norm_of(v).item()
+    if norm==0 and v.amax()==0==v.amin(): return 0.,0. # a zero layer's, at a tenth of the price of the next line
     if not 1e-15 < norm < math.inf and v.dtype!=torch.double: return self.as_numbers(v.double()) # squares out of range
-    mean = sum_of(v).item()/n
     sq = norm**2 - n*mean**2
     if sq < n*mean**2:
         rounded = torch.tensor(mean, dtype=v.dtype, device='cpu')

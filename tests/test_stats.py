@@ -47,6 +47,18 @@ def test_few_values(v, std, mean):
     "n − 1 in the denominator, but 1 at least"
     for lazy in (False, True): assert tuple(map(float, Moments(lazy)(torch.tensor(v))))==(pytest.approx(std, abs=1e-7), pytest.approx(mean))
 
+@pytest.mark.parametrize('lazy', [False, True])
+@pytest.mark.parametrize('size', [1e-30, -1e-30, 1e30])
+def test_squares_out_of_range(lazy, size):
+    "Nothing is taken for zero, or infinite, because its square is: of one sign, 0 among them, and many"
+    v = size*torch.rand(2**15, generator=torch.Generator().manual_seed(0)).clamp_min(0.1)
+    v[0] = 0
+    std,mean = map(float, Moments(lazy)(v))
+    assert std==pytest.approx(v.double().std().item(), rel=1e-5, abs=0) and mean==pytest.approx(v.double().mean().item(), rel=1e-6, abs=0)
+
+@pytest.mark.parametrize('lazy', [False, True])
+def test_zeros(lazy): assert tuple(map(float, Moments(lazy)(torch.zeros(2**15))))==(0.,0.)
+
 def test_what_is_not_finite():
     for bad in (math.nan, math.inf):
         v = x.clone()

@@ -218,7 +218,7 @@ class AfterActivation(LayerStats):
     def hook(self, m, i, o):
         super().hook(m, i, o)
         n = self.names[m]
-        if m in self.layers and n not in self.after and isinstance(o, Tensor): self.next.expect(n, o)
+        if m in self.layers and n not in self.after and isinstance(o, Tensor): self.next.expect(n, first_values(o))
 
     def found(self, n, o, act):
         "Keep the std of what `act` makes of `o`"

@@ -132,8 +132,8 @@ def _marked(o): # A leaf of the graph
 
 def _two_items(xb):
     "Two items of all that has the length of the batch"
-    n = next((len(o) for o in xb if isinstance(o, Tensor) and o.ndim), 0)
-    return [o[:2] if isinstance(o, Tensor) and o.ndim and len(o)==n else o for o in xb]
+    n = next((o.size(0) for o in xb if isinstance(o, Tensor) and o.ndim), 0)
+    return [o[:2] if isinstance(o, Tensor) and o.ndim and o.size(0)==n and not o.is_nested else o for o in xb]
 
 @contextmanager
 def _no_checkpoints():

@@ -128,7 +128,7 @@ class Correction:
 
     def hook(self, layer:nn.Module, m:nn.Module, args:tuple, kwargs:dict, out:Any)->Any:
         "Correct the output of `layer`, which is `m` or the last layer of the attention `m`, or say why not"
-        n,o = self.names[layer],out if layer is m else first_tensor(out)
+        n,o = self.names[layer],first_values(out) if isinstance(out, Tensor) or layer is not m else None
         if n not in self.todo: return
         if not has_moments(o): self.left[n] = 'unsupported output'
         elif self.owner(n)!=n: self.left[n] = 'shared'
@@ -200,7 +200,7 @@ def first_call(self:Correction, n:str, again:Callable, o:Any)->Any:
     self.done[n] = Step(mean, sd, change)
     if not on_device and sd<1e-3*_size(mean): # the spread was mostly rounding
         out = again()
-        new:Any = first_tensor(out)
+        new:Any = first_values(out)
         self.done[n].change = change.then(self.correct(n, new, *self.moments_of(n, new)))
         self.corrected(n, new)
         return out
@@ -221,7 +221,7 @@ def responds(self:Correction, n:str, again:Callable, sd:float|Tensor)->bool:
     "Does twice the weight and bias give twice the spread?" # a correction may be next to nothing, which proves nothing
     with all_or_nothing(self.layers[n].parameters(), keep=False):
         Affine(2.).on_(self.layers[n])
-        twice = float(self.moments_of(n, first_tensor(again()))[0])
+        twice = float(self.moments_of(n, first_values(again()))[0])
         return abs(twice/(2*float(sd)) - 1) < 0.05
 
 @patch
@@ -230,7 +230,7 @@ def attempt(self:Correction, n:str, again:Callable, sd:float|Tensor, mean:float|
     change = to_target(float(sd), mean, self.target(n), self.centers(n))
     with torch._C.DisableTorchFunction(): change.on_(self.layers[n])
     out = again()
-    return change,out,self.error(n, *self.moments_of(n, first_tensor(out)))
+    return change,out,self.error(n, *self.moments_of(n, first_values(out)))
 
 @patch
 def careful(self:Correction, n:str, again:Callable, sd:float|Tensor, mean:float|Tensor)->Any:
@@ -248,10 +248,10 @@ def careful(self:Correction, n:str, again:Callable, sd:float|Tensor, mean:float|
         if isinstance(step.change.shift, (float,Tensor)): Affine(1., -step.change.shift).on_(layer)
         self.off_center.add(n)
         step.change = Affine(step.change.scale)
-        change,out,after = self.attempt(n, again, *self.moments_of(n, first_tensor(again())))
+        change,out,after = self.attempt(n, again, *self.moments_of(n, first_values(again())))
     if after>before/2: self.stuck.add(n)
     self.done[n] = Step(step.mean_before, step.std_before, step.change.then(change))
-    self.corrected(n, first_tensor(out))
+    self.corrected(n, first_values(out))
     return out
 
 # %% ../nbs/09_correction.ipynb #ac59e2ff

@@ -247,7 +247,7 @@ def probing(
 )->Iterator[Probe]: # For `with`
     "A context for forward passes that nothing remembers."
     notes,names,but = [],layer_names(model),{id(p) for p in but}
-    bs = next((len(o) for o in xb if isinstance(o, Tensor) and o.ndim), 1)
+    bs = next((o.size(0) for o in xb if isinstance(o, Tensor) and o.ndim), 1)
     others = [p for p in model.parameters() if id(p) not in but and not p.is_meta]
     with torch.no_grad(), _modes(names, notes, bs), _no_fast_path(names), all_or_nothing(others, keep=False) as saved:
         with _own_grads(names) as grads, unmoved_rng() as rng, _state(names, notes) as state:

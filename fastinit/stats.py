@@ -153,7 +153,7 @@ class LayerStats(ActivationStats):
 
     def hook(self, m:nn.Module, i:tuple, o:Any)->None:
         "Keep mean and std of the first output of `m`, not yet read from the device, and a sample to be counted later"
-        if not isinstance(o, Tensor): o = first_tensor(o)
+        o = first_values(o)
         if not has_moments(o) or not o.numel(): return
         n = self.names[m]
         with torch._C.DisableTorchFunction(): # plain tensors, and unseen by who watches the pass
@@ -185,7 +185,7 @@ class _Hists(LayerStats):
         self.hists,self.bins,self.lim = {},bins,lim
 
     def hook(self, m, i, o):
-        o,n = first_tensor(o),self.names[m]
+        o,n = first_values(o),self.names[m]
         if o is None or n in self.hists or not o.is_floating_point(): return
         with torch._C.DisableTorchFunction():
             inside = o.float().clamp(-self.lim, self.lim)
@@ -225,7 +225,7 @@ class _Grads(LayerStats):
         o,n = first_tensor(o),self.names[m]
         if o is None or n in self.stds or not o.requires_grad: return
         self.stds[n] = math.nan
-        o.register_hook(lambda g: self.stds.update({n: g.detach().float().std(correction=min(1, g.numel()-1))}))
+        o.register_hook(lambda g: self.stds.update({n: first_values(g).detach().float().std(correction=min(1, g.numel()-1))}))
 
 # %% ../nbs/05_stats.ipynb #80be7ff0
 def _backward(model, loss_func, xb, yb, ps):

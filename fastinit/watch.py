@@ -41,7 +41,7 @@ class _StepStats(LayerStats):
         if (not self.step or n in self.step) and not _in_a_batch(): return self.end()
         if n is None or n in self.step or not torch.is_grad_enabled() or not has_moments(o) or not o.numel(): return
         with torch._C.DisableTorchFunction():
-            v = o.detach()
+            v = first_values(o).detach()
             std,mean = self.moments(v)
             if v.is_complex(): mean = abs(mean)
             self.step[n] = dict(type=type(m).__name__, shape=tuple(v.shape), mean=mean, std=std,
@@ -49,7 +49,7 @@ class _StepStats(LayerStats):
         if o.requires_grad: o.register_hook(partial(self.grad, self.step[n]))
 
     def grad(self, row, g):
-        with torch._C.DisableTorchFunction(): row['grad_std'] = self.moments(g.detach())[0]
+        with torch._C.DisableTorchFunction(): row['grad_std'] = self.moments(first_values(g).detach())[0]
 
 # %% ../nbs/16_watch.ipynb #9f447f44
 class WatchCallback(Callback):

@@ -25,6 +25,7 @@ def measured(model, *xb, context=nullcontext):
         if not list(m.children()) or m._parameters:
             def _keep(m, i, kw, o, n=n):
                 o = first_tensor(o)
+                if o is not None and o.is_nested: o = o.values()
                 if o is not None and o.numel()>1 and not torch._C._functorch.is_functorch_wrapped_tensor(o): seen.setdefault(n, []).append(o.detach().double().std().item())
             m.register_forward_hook(_keep, prepend=True, with_kwargs=True)
     with torch.no_grad(), context(): model(*xb)
@@ -310,6 +311,25 @@ def test_unusual_calls(f):
     r = true(net, x)
     assert all(o in ('ok','not called','unsupported output') for o in r.df.status), r
     init_stats(net, x)
+
+@pytest.mark.parametrize('layout', [torch.strided, torch.jagged])
+def test_nested_tensors(layout):
+    "Sequences of different lengths without padding: what counts is what is in them"
+    parts = [torch.randn(n, 30, generator=torch.Generator().manual_seed(n)) for n in (3,40,7)]
+    xn = torch.nested.nested_tensor(parts, layout=layout)
+    def _net(): return Net(lambda s,x: s.out(x + s.b(F.relu(s.a(x)))), a=nn.Linear(30,30), b=nn.Linear(30,30), out=nn.Linear(30,5))
+    net = _net()
+    all_ok(true(net, xn), 'a', 'b', 'out')
+    assert F.linear(torch.cat(parts), net.a.weight, net.a.bias).std().item()==pytest.approx(1, abs=1e-3)
+    assert init_stats(net, xn)['a']['std']==pytest.approx(1, abs=1e-3) and layer_hists(net, xn).sum().tolist()==pytest.approx([1]*3)
+    grads = layer_grads(net, lambda y: y.values().pow(2).mean(), xn, ())
+    dense = layer_grads(net, lambda y: y.pow(2).mean(), torch.cat(parts), ())
+    assert grads.to_dict()==pytest.approx(dense.to_dict(), rel=1e-4)
+    net = _net()
+    r = true(net, xn, at='activation')
+    assert r['a'].converged and F.linear(torch.cat(parts), net.a.weight, net.a.bias).relu().std().item()==pytest.approx(1, abs=1e-3)
+    r = lsuv_residual_(_net(), xn)
+    assert r['b'].status=='zero' and r['b']['std']==0 and r['out'].status=='ok'
 
 def test_output_size_by_keyword():
     net = Net(lambda s,x: s.b(s.a(x, output_size=[25,25])), a=nn.ConvTranspose2d(3,4,3,stride=2), b=nn.Conv2d(4,2,3))

@@ -304,6 +304,23 @@ def test_other_outputs_and_calls():
     assert counts.to_dict()=={'rnn':4, 'lin':4, 'out':4, 'rare':2}
     assert pd.isna(learn.watch.watched.grid('std').loc['rare',2]) and learn.watch.watched.changes.set_index('layer')['first'].get('rare', 3) in (1,3)
 
+class Nested(nn.Module):
+    "Two linear layers, between them a nested tensor of pairs of items, or none"
+    def __init__(self, nested):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a,self.b,self.nested = nn.Linear(12,24),nn.Linear(24,2),nested
+    def forward(self, x):
+        if not self.nested: return self.b(self.a(x).relu())
+        nt = torch.nested.as_nested_tensor(list(x.split(2)))
+        return self.b(self.a(nt).relu()).to_padded_tensor(0.).flatten(0, 1)
+
+def test_nested_tensors():
+    "What is in them is watched as if it were dense, the gradient too"
+    nested,dense = (fit(learner(Nested(o)).watch_init(4), 1).watch.watched.df for o in (True, False))
+    assert len(nested)==8 and nested.grad_std.gt(0).all()
+    for k in ('mean','std','near_zero','grad_std'): assert nested[k].tolist()==pytest.approx(dense[k].tolist(), rel=1e-4, abs=1e-6), k
+
 def test_what_is_not_recorded():
     "A part that runs without gradients, whole numbers, nothing at all; of a layer called twice the second call"
     class Part(nn.Module):

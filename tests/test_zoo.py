@@ -178,7 +178,7 @@ def test_zoo(library, name):
     todo = init_layers(model, options.get('layers'))
     with Unchanged(model, {f'{n}.{k}' for n,m in todo.items() for k,_ in m.named_parameters()}): report = lsuv_(model, *xb, pre=None, **options)
     h.remove()
-    again = 'not affine' in set(report.df.status) or 'rcnn' in name # whose choice of boxes flips, see below
+    again = WHOLE or 'not affine' in set(report.df.status) # a detector looks at other boxes, rounding grows through a deep network
     assert len(calls)<=(4 if again else 2) # one corrects, one measures, and again for what is off
     status = report.df.set_index('layer').status
     done = report.df[report.df.scale.notna() & ~report.df.status.isin(['zero']+['dead']*(name in NO_SIGNAL))] # zero: fed by zeros, as in a branch behind a zero norm

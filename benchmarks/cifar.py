@@ -38,6 +38,4 @@ if __name__=='__main__':
     given = sys.argv[1:]
     prepare(__file__)
     if given: main()
-    else:
-        run_steps(__file__, steps, seeds=(0,1))
-        run_steps(__file__, steps[:2], seeds=(0,1,2)) # FitNet-4 has but two
+    else: run_steps(__file__, steps)

@@ -25,12 +25,12 @@ def steps(
     def _step(section, **options): return section,dict(out=str(folder/section), **options, **kwargs)
     yield _step('simple')
     for k in ('xresnet50','xresnet50_affine','xresnet50_bn'):
-        yield _step(f'{k}_rates', seeds='0')
+        yield _step(f'{k}_rates')
         yield _step(k, best_of=str(folder/f'{k}_rates'))
 
 if __name__=='__main__':
     given = sys.argv[1:]
     prepare(__file__)
-    if not given: run_steps(__file__, steps(here/'imagenette'), seeds=(0,1,2))
-    elif given==['gpu']: run_steps(__file__, steps(here/'imagenette_128', **on_gpu), seeds=(0,1,2))
+    if not given: run_steps(__file__, steps(here/'imagenette'))
+    elif given==['gpu']: run_steps(__file__, steps(here/'imagenette_128', **on_gpu))
     else: main()

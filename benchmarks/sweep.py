@@ -2,7 +2,7 @@
 import sys
 from pathlib import Path
 import torch
-from fastinit.article import main, prog
+from fastinit.article import main, prog, read_experiment
 
 def prepare(
     script, # Its file
@@ -15,10 +15,10 @@ def prepare(
 def run_steps(
     script, # Its file, beside which its settings are
     steps, # (section, options of `main`), in their order
-    seeds, # All of them
 ):
-    "Run every step for the first seed, then for the next; what is done is not repeated"
-    steps = list(steps)
-    for i in range(len(seeds)):
-        upto = ' '.join(map(str, seeds[:i+1])) # the earlier ones, which are done, for the charts
-        for section,options in steps: main(section, **{'settings':str(Path(script).with_suffix('.ini')), 'seeds':upto, **options})
+    "Run every step for the first of its section's seeds, then for the next; what is done is not repeated"
+    settings = Path(script).with_suffix('.ini')
+    steps = [(section, options, read_experiment(section, settings)['seeds']) for section,options in steps]
+    for n in range(1, max(len(seeds) for *_,seeds in steps)+1):
+        for section,options,seeds in steps: # the earlier seeds too, which are done, for the charts
+            if n<=len(seeds): main(section, **{'settings':str(settings), 'seeds':' '.join(map(str, seeds[:n])), **options})

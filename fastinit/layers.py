@@ -31,7 +31,8 @@ recurrent_types = (nn.RNNBase, nn.modules.rnn.RNNCellBase)
 norm_types = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 
 def is_transposed(m): # transformers' linear layer, of GPT-2 and others: its weight is (in, out)
-    return any(c.__module__=='transformers.pytorch_utils' and c.__name__=='Conv1D' for c in type(m).__mro__)
+    library = sys.modules.get('transformers.pytorch_utils')
+    return library is not None and isinstance(m, library.Conv1D)
 
 def is_affine(m): return isinstance(m, affine_types) or is_transposed(m)
 

@@ -157,21 +157,22 @@ def _state(mods, notes):
         for k in names: attrs[m].pop(k, None)
     inside = {m:{k:was[k].copy() for k in _inside if was[k]} for m,was in attrs.items()}
     still = lambda m: isinstance(m, GeneralReLU) or is_batchnorm(m) # which moves nothing here
-    held = [v for was in attrs.values() for k,v in was.items() if type(v) not in _numbers and k not in _own]
+    held = [v for was in attrs.values() for k,v in was.items() if k not in _own and type(v) not in _numbers]
     held += [b for m,was in inside.items() if not still(m) for b in was.get('_buffers', {}).values()]
     backs = _backs(held)
     def _back():
-        for m,was in inside.items():
-            changed = [k for k in _inside if vars(m)[k] or k in was]
-            new = sorted(n for k in changed if k in ('_modules','_parameters') for n in vars(m)[k] if n not in was.get(k, ()))
-            for k in changed:
-                vars(m)[k].clear()
-                vars(m)[k].update(was.get(k, ()))
-            if new: _note(notes, f"{type(m).__name__} makes {', '.join(new)} in its forward: "
-                                 'pass one batch through the model, then initialize it')
         for m,was in attrs.items():
-            for k in vars(m).keys() - was.keys() - computed.get(m, set()): del vars(m)[k]
-            vars(m).update(was)
+            now,inner = vars(m),inside[m]
+            now.update(was)
+            if len(now)>len(was):
+                for k in now.keys() - was.keys() - computed.get(m, set()): del now[k]
+            new = [n for k in ('_modules','_parameters') for n in now[k] if n not in inner.get(k, ())]
+            for k in _inside:
+                if not (now[k] or k in inner): continue
+                now[k].clear()
+                now[k].update(inner.get(k, ()))
+            if new: _note(notes, f"{type(m).__name__} makes {', '.join(sorted(new))} in its forward: "
+                                 'pass one batch through the model, then initialize it')
         for f in backs: f()
     try: yield _back
     finally: _back()

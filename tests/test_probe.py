@@ -182,6 +182,16 @@ def test_what_is_made_in_the_forward_is_taken_away():
     assert list(m._modules)==['lin'] and not m._parameters and not hasattr(m, 'new')
     assert probe.notes==['Stateful makes late, p in its forward: pass one batch through the model, then initialize it']
 
+@pytest.mark.parametrize('change', [
+    lambda m: (m.register_buffer('c', torch.ones(1)), setattr(m, '_buffers', {'b':torch.ones(2)})), # the old one was written in before
+    lambda m: (setattr(m, 'w', 1), delattr(m, 'v'))])
+def test_a_container_is_replaced_or_an_attribute_renamed(change):
+    m = Stateful(change, v=3)
+    m.register_buffer('b', torch.zeros(2))
+    was,b,names = m._buffers,m.b,list(vars(m))
+    with probing(m, x := torch.randn(4,3)): m(x)
+    assert m._buffers is was and list(was)==['b'] and m.b is b and m.v==3 and sorted(vars(m))==sorted(names)
+
 def test_what_is_replaced_in_the_forward_comes_back():
     "Parameters, modules and buffers under the names they had, themselves; a buffer where there was none goes"
     def change(m):

@@ -1,4 +1,4 @@
-"""Imagenette, the article's own data: its simple convnet, its xresnet50 without normalization, with scale and bias, with batchnorm.
+"""Imagenette, the article's own data: its simple convnet, its xresnet50 without normalization, with scale and bias, with batchnorm; twenty plain layers.
 
     python benchmarks/imagenette.py                          (all of imagenette.ini, seed by seed)
     python benchmarks/imagenette.py gpu                      (all at 128 px, from all starts; `make gpu`)
@@ -24,7 +24,8 @@ def steps(
     "(section, options): the simple convnet, then each network's rates from one seed, then each of its starts at its best rate"
     def _step(section, **options): return section,dict(out=str(folder/section), **options, **kwargs)
     yield _step('simple')
-    for k in ('xresnet50','xresnet50_affine','xresnet50_bn'):
+    if 'schemes' not in kwargs: yield _step('simple_lsuv') # else they are among those of `simple`
+    for k in ('xresnet50','xresnet50_affine','xresnet50_bn','convnet20'):
         yield _step(f'{k}_rates')
         yield _step(k, best_of=str(folder/f'{k}_rates'))
 

@@ -17,6 +17,7 @@ from typing import Any
 from torch.overrides import TorchFunctionMode
 from .tensors import *
 from .acts import *
+from .probe import *
 from .stats import *
 from .correction import *
 
@@ -189,6 +190,15 @@ class ActivationCorrection(Correction):
         "Wait for the activation"
         if self.target(n): self.next.expect(n, o)
 
+    def again(self, names:Iterable, saved:Saved, is_off:Callable|None=None)->Correction:
+        "As in `Correction`; whether another layer is off shows at its activation, in `fit`"
+        return super().again(names, saved, lambda *_: False)
+
+    def first_call(self, n:str, again:Callable, o:Any)->Any:
+        "As in `Correction`"
+        self.rerun = again
+        return super().first_call(n, again, o)
+
     def zero_mean(self, n:str)->bool:
         "The mean of the layer is what its activation wants"
         return False
@@ -202,9 +212,12 @@ class ActivationCorrection(Correction):
         z = o.float() if o.dtype in (torch.half, torch.bfloat16) else o
         def _together(*args): return self.pool(n, z.numel(), *_measure(*args))
         s,t,step.converged = solve_scale(act, z, self.target(n), center, self.tol, self.max_iter, _together)
+        if s==1 and not t: return
         change = Affine(s, None if step.change.shift is None else s*t)
         change.on_(self.layers[n])
-        change(o.data)
+        new:Any = None if self.saved is None else first_values(self.rerun()) # in a deep network the last digit counts
+        if new is None: change(o.data)
+        else: o.data.copy_(new)
         step.change = step.change.then(change)
 
 # %% ../nbs/10_at_activation.ipynb #ced08053

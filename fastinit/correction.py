@@ -111,6 +111,8 @@ class Correction:
         self.given = {} # dotted name → (std, mean) of what it is thought to give now
         self.todo,self.owners,self.off_center,self.stuck = set(layers),{},set(),set()
         self.saved:Saved|None = None
+        self.named:set = set()
+        self.is_off:Any = None
 
     def __enter__(self):
         self.waiting,self.hooks = {},[]
@@ -144,7 +146,7 @@ class Correction:
         return self.centers(n)
 
     def corrected(self, n:str, o:Any)->None:
-        "Called with the output `o` of a layer after its correction"
+        "Called with the output `o` of a layer that was corrected, or need not be"
 
 # %% ../nbs/09_correction.ipynb #1f4be052
 @patch
@@ -195,7 +197,9 @@ def first_call(self:Correction, n:str, again:Callable, o:Any)->Any:
         self.waiting.setdefault(n, (sd,mean,o.numel()))
         return
     self.todo.remove(n)
-    if self.saved is not None: return self.careful(n, again, sd, mean)
+    if self.saved is not None:
+        if n in self.named or self.is_off(n, sd, mean): return self.careful(n, again, sd, mean)
+        return self.corrected(n, o)
     change = self.correct(n, o, sd, mean)
     self.done[n] = Step(mean, sd, change)
     if not on_device and sd<1e-3*_size(mean): # the spread was mostly rounding
@@ -211,9 +215,13 @@ def first_call(self:Correction, n:str, again:Callable, o:Any)->Any:
 def again(self:Correction,
     names:Iterable, # Of the layers to correct
     saved:Saved, # What their weights are if that does not help
+    is_off:Callable|None=None, # Of (name, std, mean): is another layer off now, where `names` have changed its input?
 )->Correction: # Itself, for `with`
-    "A further pass for `names`: each layer runs again with new weights; its old ones come back if those change nothing."
-    self.todo,self.saved = set(names),saved
+    """A further pass for `names`, and for what is off behind them: each layer runs again with new weights; its old ones
+    come back if those change nothing."""
+    others = set(self.done) - self.stuck - self.constant if is_off else set()
+    self.named,self.saved,self.is_off = set(names),saved,is_off
+    self.todo = self.named | others
     return self
 
 @patch

@@ -123,10 +123,19 @@ def look(self:_Passes, stats):
 @patch
 def off(self:_Passes, rows):
     "Names of the layers to correct again"
-    def _bad(r):
-        off_center = self.fix.zero_mean(r.layer) and abs(r.mean) > 0.02*max(self.fix.target(r.layer), 1e-3)
-        return r.off > self.tol/2 or off_center
-    return [r.layer for r in rows if r.off is not None and r.layer not in self.fix.stuck and r.has_spread and _bad(r)]
+    done = [r for r in rows if r.off is not None and r.layer not in self.fix.stuck and r.has_spread]
+    return [r.layer for r in done if self.is_bad(r.layer, r.off, r.mean)]
+
+@patch
+def is_bad(self:_Passes, n, off, mean):
+    "Is the layer called `n` to be corrected, its std `off` its target, relative to that, and its mean `mean`?"
+    return off>self.tol/2 or self.fix.zero_mean(n) and abs(mean)>0.02*max(self.fix.target(n), 1e-3)
+
+@patch
+def is_off(self:_Passes, n, std, mean):
+    "The same by its std, and its mean or that of each channel"
+    target = self.fix.target(n)
+    return self.is_bad(n, abs(float(std)-target)/(target or 1.), float(abs(torch.as_tensor(mean)).max()))
 
 # %% ../nbs/11_lsuv.ipynb #d3a1520c
 def _no_single_value(fix):
@@ -147,7 +156,7 @@ def _corrected(passes, verify, rounds=6):
     for _ in range(rounds):
         off = passes.off(rows)
         if not off: break
-        passes.run(fix.again(off, passes.saved))
+        passes.run(fix.again(off, passes.saved, passes.is_off))
         rows = passes.measure()
     return rows
 

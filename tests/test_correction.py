@@ -193,6 +193,23 @@ def test_what_is_off_is_corrected_again():
     with torch.no_grad(), c.again(['0'], saved): m[0](x)
     assert c.stuck=={'0'} # nothing was to be gained
 
+def test_what_a_further_pass_moves_is_corrected_in_it():
+    "A layer right in the last pass, off in this one as a layer before it was corrected; what is right stays to the bit"
+    m = nn.Sequential(nn.Linear(30,20), nn.Linear(20,20), nn.Linear(20,20))
+    saved = Saved(m.parameters())
+    c,_ = corrected(m, x)
+    with torch.no_grad():
+        m[1](m[0](x)) # right
+        m[0].weight.mul_(3); m[0].bias.mul_(3); m[1].weight.div_(3)
+    seen = []
+    def is_off(n, sd, mean): seen.append(n); return abs(sd-1)>5e-4
+    with torch.no_grad(), c.again(['0'], saved, is_off): out = m(x)
+    assert seen==['1','2'] and m[1](m[0](x)).std().item()==pytest.approx(1., rel=1e-4) and out.std().item()==pytest.approx(1., rel=1e-3)
+    assert torch.equal(m(x), out) # it was passed on as the layers give it
+    last = [p.clone() for p in m.parameters()]
+    with torch.no_grad(), c.again([], saved, is_off): m(x)
+    for p,was in zip(m.parameters(), last): assert p.equal(was)
+
 def test_responds():
     c = Correction({'0':nn.Linear(30,20), '1':Standardized(30,20)}, Moments())
     for n,yes in (('0',True), ('1',False)):

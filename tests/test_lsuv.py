@@ -111,6 +111,20 @@ def test_parametrizations():
     with torch.no_grad(): assert abs(model[0](x).std()-1)<1e-5
     assert r['2'].status=='unsupported parametrization'
 
+@pytest.mark.parametrize('kwargs', [dict(), dict(center='channel'), dict(at='activation'), dict(at='activation', center=False)])
+def test_rounding_grows_through_a_deep_network(kwargs):
+    "The last digit in layer 1 is tenths in layer 400: a further pass gives each layer its very input, so that one is enough"
+    torch.manual_seed(0)
+    m = nn.Sequential(nn.Conv2d(3,4,3,padding=1), *[o for _ in range(399) for o in (nn.ReLU(), nn.Conv2d(4,4,3,padding=1))], nn.ReLU())
+    x,calls = torch.randn(4,3,6,6),[]
+    h = m.register_forward_pre_hook(lambda *_: calls.append(1))
+    df = lsuv_(m, x, pre=None, **kwargs).df
+    h.remove()
+    assert len(calls)<=6 and df.converged.dropna().all()
+    kind = nn.ReLU if 'at' in kwargs else nn.Conv2d
+    stds = [o.std().item() for o in outputs(m, kind, x).values()]
+    assert len(stds)==400 and max(abs(s-1) for s in stds)<1e-3
+
 def test_lazy_equals_numbers(monkeypatch):
     "What other devices than the CPU do, tensors that nobody waits for, gives the same"
     a,x = mlp(),torch.randn(64,30)

@@ -186,18 +186,15 @@ class ActivationCorrection(Correction):
         super().__exit__(*args)
         self.next.__exit__(*args)
 
-    def corrected(self, n:str, o:Tensor)->None:
+    def corrected(self, n:str, o:Tensor, again:Callable)->None:
         "Wait for the activation"
-        if self.target(n): self.next.expect(n, o)
-
-    def again(self, names:Iterable, saved:Saved, is_off:Callable|None=None)->Correction:
-        "As in `Correction`; whether another layer is off shows at its activation, in `fit`"
-        return super().again(names, saved, lambda *_: False)
-
-    def first_call(self, n:str, again:Callable, o:Any)->Any:
-        "As in `Correction`"
+        if not self.target(n): return
         self.rerun = again
-        return super().first_call(n, again, o)
+        self.next.expect(n, o)
+
+    def again(self, names:Iterable, saved:Saved, is_off:Any=None)->Correction:
+        "As in `Correction`; whether another layer is off shows at its activation, in `fit`"
+        return super().again(names, saved)
 
     def zero_mean(self, n:str)->bool:
         "The mean of the layer is what its activation wants"

@@ -111,8 +111,6 @@ class Correction:
         self.given = {} # dotted name → (std, mean) of what it is thought to give now
         self.todo,self.owners,self.off_center,self.stuck = set(layers),{},set(),set()
         self.saved:Saved|None = None
-        self.named:set = set()
-        self.is_off:Any = None
 
     def __enter__(self):
         self.waiting,self.hooks = {},[]
@@ -145,8 +143,8 @@ class Correction:
         "Is the mean of the layer called `n` to be 0 when all is done?"
         return self.centers(n)
 
-    def corrected(self, n:str, o:Any)->None:
-        "Called with the output `o` of a layer that was corrected, or need not be"
+    def corrected(self, n:str, o:Any, again:Callable)->None:
+        "Called with the output `o` of a layer that was corrected, or need not be; `again()` gives it anew"
 
 # %% ../nbs/09_correction.ipynb #1f4be052
 @patch
@@ -198,30 +196,29 @@ def first_call(self:Correction, n:str, again:Callable, o:Any)->Any:
         return
     self.todo.remove(n)
     if self.saved is not None:
-        if n in self.named or self.is_off(n, sd, mean): return self.careful(n, again, sd, mean)
-        return self.corrected(n, o)
+        if n in self.named or self.is_off(n, float(sd), float(_size(mean))): return self.careful(n, again, sd, mean)
+        return self.corrected(n, o, again)
     change = self.correct(n, o, sd, mean)
     self.done[n] = Step(mean, sd, change)
     if not on_device and sd<1e-3*_size(mean): # the spread was mostly rounding
         out = again()
         new:Any = first_values(out)
         self.done[n].change = change.then(self.correct(n, new, *self.moments_of(n, new)))
-        self.corrected(n, new)
+        self.corrected(n, new, again)
         return out
-    self.corrected(n, o)
+    self.corrected(n, o, again)
 
 # %% ../nbs/09_correction.ipynb #251007c3
 @patch
 def again(self:Correction,
     names:Iterable, # Of the layers to correct
     saved:Saved, # What their weights are if that does not help
-    is_off:Callable|None=None, # Of (name, std, mean): is another layer off now, where `names` have changed its input?
+    is_off:Callable=lambda *_: False, # Of (name, std, size of the mean): is another one off now, with its new input?
 )->Correction: # Itself, for `with`
     """A further pass for `names`, and for what is off behind them: each layer runs again with new weights; its old ones
     come back if those change nothing."""
-    others = set(self.done) - self.stuck - self.constant if is_off else set()
     self.named,self.saved,self.is_off = set(names),saved,is_off
-    self.todo = self.named | others
+    self.todo = self.named | set(self.done) - self.stuck - self.constant
     return self
 
 @patch
@@ -259,7 +256,7 @@ def careful(self:Correction, n:str, again:Callable, sd:float|Tensor, mean:float|
         change,out,after = self.attempt(n, again, *self.moments_of(n, first_values(again())))
     if after>before/2: self.stuck.add(n)
     self.done[n] = Step(step.mean_before, step.std_before, step.change.then(change))
-    self.corrected(n, first_values(out))
+    self.corrected(n, first_values(out), again)
     return out
 
 # %% ../nbs/09_correction.ipynb #ac59e2ff

@@ -114,11 +114,16 @@ def look(self:_Passes, stats):
     for r in rows:
         r.step = fix.done.get(r.layer)
         if r.step is None or r.layer in fix.constant: continue
-        target = fix.target(r.layer)
-        if fix.targets: r.target = target
-        r.off = abs(float(after.get(r.layer, r.std))-target)/(target or 1.)
+        if fix.targets: r.target = fix.target(r.layer)
+        r.off = self.distance(r.layer, float(after.get(r.layer, r.std)))
         r.converged = r.off <= self.tol
     return rows
+
+@patch
+def distance(self:_Passes, n, std):
+    "How far `std` is from the target of the layer called `n`, relative to that"
+    target = self.fix.target(n)
+    return abs(std-target)/(target or 1.)
 
 @patch
 def off(self:_Passes, rows):
@@ -133,9 +138,8 @@ def is_bad(self:_Passes, n, off, mean):
 
 @patch
 def is_off(self:_Passes, n, std, mean):
-    "The same by its std, and its mean or that of each channel"
-    target = self.fix.target(n)
-    return self.is_bad(n, abs(float(std)-target)/(target or 1.), float(abs(torch.as_tensor(mean)).max()))
+    "The same by its std"
+    return self.is_bad(n, self.distance(n, std), mean)
 
 # %% ../nbs/11_lsuv.ipynb #d3a1520c
 def _no_single_value(fix):

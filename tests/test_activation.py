@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 from fastinit.all import *
 from fastinit.at_activation import ActivationCorrection, AfterActivation, NextActivation, function_kind, solve_scale
+from fastinit.probe import Saved
 from fastinit.stats import Moments
 
 z = torch.randn(64, 100, generator=torch.Generator().manual_seed(0))
@@ -190,3 +191,15 @@ def test_beside_a_large_mean():
     r = lsuv_(m, z, at='activation', pre=None)
     assert len(calls)==2
     with torch.no_grad(): assert m[:2](z).std().item()==pytest.approx(1, abs=2e-3) and r['1']['std']==pytest.approx(1, abs=2e-3)
+
+def test_a_further_pass_runs_the_layer_whose_activation_it_is():
+    "Though another one, without a spread this time, was called between a layer and its activation"
+    a,b,x = nn.Linear(30,20),nn.Linear(30,20,bias=False),torch.randn(64,30)
+    c = ActivationCorrection({'a':a,'b':b}, Moments())
+    with torch.no_grad(), c: F.relu(a(x)); F.relu(b(x))
+    saved = Saved([a.weight, a.bias, b.weight])
+    with torch.no_grad(), c.again(['a'], saved):
+        o = a(x)
+        b(torch.zeros(64,30))
+        y = F.relu(o)
+    assert y.std().item()==pytest.approx(1., rel=1e-3) and torch.equal(y, F.relu(a(x)))

@@ -125,6 +125,17 @@ def test_rounding_grows_through_a_deep_network(kwargs):
     stds = [o.std().item() for o in outputs(m, kind, x).values()]
     assert len(stds)==400 and max(abs(s-1) for s in stds)<1e-3
 
+@pytest.mark.parametrize('std', [1e-3, 1e3])
+def test_what_is_off_is_so_relative_to_the_target(std):
+    "A weight that counts a little more than once: the first correction is a third off"
+    class More(nn.Linear):
+        def forward(self, x): return F.linear(x, self.weight*self.weight.norm()**0.05, self.bias)
+    torch.manual_seed(0)
+    m,x,calls = nn.Sequential(More(30,20)),torch.randn(64,30),[]
+    m.register_forward_pre_hook(lambda *_: calls.append(1))
+    report = lsuv_(m, x, pre=None, center=False, std=std)
+    assert m(x).std().item()==pytest.approx(std, rel=1e-3) and report['0'].converged and 4<=len(calls)<=9
+
 def test_lazy_equals_numbers(monkeypatch):
     "What other devices than the CPU do, tensors that nobody waits for, gives the same"
     a,x = mlp(),torch.randn(64,30)

@@ -196,8 +196,8 @@ def first_call(self:Correction, n:str, again:Callable, o:Any)->Any:
         return
     self.todo.remove(n)
     if self.saved is not None:
-        if n in self.named or self.is_off(n, float(sd), float(_size(mean))): return self.careful(n, again, sd, mean)
-        return self.corrected(n, o, again)
+        bad = n in self.named or self.is_off and self.is_off(n, float(sd), float(_size(mean)))
+        return self.careful(n, again, sd, mean) if bad else self.corrected(n, o, again)
     change = self.correct(n, o, sd, mean)
     self.done[n] = Step(mean, sd, change)
     if not on_device and sd<1e-3*_size(mean): # the spread was mostly rounding
@@ -213,7 +213,7 @@ def first_call(self:Correction, n:str, again:Callable, o:Any)->Any:
 def again(self:Correction,
     names:Iterable, # Of the layers to correct
     saved:Saved, # What their weights are if that does not help
-    is_off:Callable=lambda *_: False, # Of (name, std, size of the mean): is another one off now, with its new input?
+    is_off:Callable|None=None, # Of (name, std, size of the mean): is another one off now, with its new input?
 )->Correction: # Itself, for `with`
     """A further pass for `names`, and for what is off behind them: each layer runs again with new weights; its old ones
     come back if those change nothing."""

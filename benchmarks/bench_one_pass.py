@@ -54,7 +54,7 @@ def draw_ratios(df):
     df['size'] = df.batch.where(df.model!='mlp_200', '32×3×128×128')
     fig,axs = plt.subplots(1, 2, figsize=(10,7), layout='constrained', sharex=True, sharey=True)
     for ax,col,title in zip(axs, ('ratio','unverified_ratio'), ('corrected and measured','corrected only, verify=False')):
-        bars(ax, df, col, 'size', list(df['size'].unique()))
+        bars(ax, df, col, 'size', list(df['size'].unique()), '{:.2f}')
         ax.axvline(1, color='0.5', ls='--', lw=1)
         ax.set_title(title)
     axs[0].invert_yaxis() # shared, so turned twice

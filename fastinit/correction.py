@@ -50,6 +50,8 @@ class Affine:
 # %% ../nbs/09_correction.ipynb #aa078f1f
 def _size(mean): return abs(mean).max() if isinstance(mean, Tensor) else abs(mean)
 
+def _no_spread(sd, mean): return not sd > 1e-6*_size(mean)
+
 def to_target(
     sd:float|Tensor, # Standard deviation of an output
     mean:float|Tensor, # Its mean, perhaps one per channel
@@ -108,6 +110,7 @@ class Correction:
         self.names = {m:n for n,m in layers.items()}
         self.done,self.left = {},{} # dotted name → `Step`, or why there was none
         self.constant = set() # names of the `done` whose output had no spread in any call: nothing was done
+        self.flat = set() # names of those whose channels have no spread, as of a batch of one, though all values have
         self.given = {} # dotted name → (std, mean) of what it is thought to give now
         self.todo,self.owners,self.off_center,self.stuck = set(layers),{},set(),set()
         self.saved:Saved|None = None
@@ -191,7 +194,7 @@ def first_call(self:Correction, n:str, again:Callable, o:Any)->Any:
     "Correct `o`, the output of `again()`, if it has a spread; what replaces it, if anything does"
     sd,mean = self.moments_of(n, o)
     on_device = isinstance(sd, Tensor)
-    if not on_device and not sd>1e-6*_size(mean):
+    if (self.saved is not None or not on_device) and _no_spread(sd, mean):
         self.waiting.setdefault(n, (sd,mean,o.numel()))
         return
     self.todo.remove(n)
@@ -218,6 +221,10 @@ def again(self:Correction,
     """A further pass for `names`, and for what is off behind them: each layer runs again with new weights; its old ones
     come back if those change nothing."""
     self.named,self.saved,self.is_off = set(names),saved,is_off
+    self.flat |= self.named & self.constant
+    self.constant -= self.named
+    seen = self.named & self.done.keys()
+    for n in [n for n in seen if _no_spread(self.done[n].std_before, self.done[n].mean_before)]: del self.done[n]
     self.todo = self.named | set(self.done) - self.stuck - self.constant
     return self
 
@@ -262,12 +269,12 @@ def careful(self:Correction, n:str, again:Callable, sd:float|Tensor, mean:float|
 # %% ../nbs/09_correction.ipynb #ac59e2ff
 class ChannelCorrection(Correction):
     """A `Correction` that takes the mean out of each channel and scales by what is left, the std within channels;
-    as `Correction` where there is no bias to take it."""
+    as `Correction` where there is no bias to take it, and in a further pass where the channels have no spread."""
     def moments_of(self, n:str, out:Any)->tuple:
         "(std within channels, mean of each) of `out`, of all processes together"
         m = self.layers[n]
         dim = out.ndim-1-(len(m.kernel_size) if isinstance(m, _ConvNd) else 0)
-        if not self.centers(n) or out.shape[dim]!=m.bias.numel(): return super().moments_of(n, out)
+        if n in self.flat or not self.centers(n) or out.shape[dim]!=m.bias.numel(): return super().moments_of(n, out)
         others,dtype = [d for d in range(out.ndim) if d!=dim],torch.promote_types(out.dtype, torch.float)
         with torch._C.DisableTorchFunction():
             mean = out.mean(others, keepdim=True, dtype=dtype)

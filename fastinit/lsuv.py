@@ -113,10 +113,12 @@ def look(self:_Passes, stats):
     after = getattr(stats, 'after', {}) # the std of the activation, where that is what counts
     for r in rows:
         r.step = fix.done.get(r.layer)
-        if r.step is None or r.layer in fix.constant: continue
+        if r.step is None or r.layer in fix.constant and not r.has_spread: continue
         if fix.targets: r.target = fix.target(r.layer)
-        r.off = self.distance(r.layer, float(after.get(r.layer, r.std)))
+        if r.layer in after: r.std_after = float(after[r.layer])
+        r.off = self.distance(r.layer, ifnone(r.std_after, r.std))
         r.converged = r.off <= self.tol
+        if r.converged and r.std_after and r.status=='vanishing': r.status = 'ok' # as before a sine of w0·z
     return rows
 
 @patch
@@ -176,7 +178,8 @@ def _table(rows):
     "The table of the report, with what LSUV did to each layer"
     def _of(get): return [math.nan if r.step is None else _number(get(r.step)) for r in rows]
     cols = {k:_of(attrgetter(v)) for k,v in _columns.items()}
-    if any(r.target is not None for r in rows): cols['target'] = [ifnone(r.target, math.nan) for r in rows]
+    for k in ('target','std_after'):
+        if any(getattr(r, k) is not None for r in rows): cols[k] = [ifnone(getattr(r, k), math.nan) for r in rows]
     return frame(rows, **cols).assign(converged=pd.array([r.converged for r in rows], dtype='boolean'))
 
 def _report(rows, passes, notes, left, at):

@@ -93,7 +93,7 @@ class InitReport:
 
     @property
     def df(self)->pd.DataFrame: # layer, type, shape, mean, std, near_zero (share from 0 to 1), status
-        "One row per layer, in order of execution; after LSUV also mean_before, std_before, scale, shift, converged"
+        "One row per layer, in order of execution; after LSUV also mean_before, std_before, scale, shift, converged, std_after"
         if callable(self._df): self._df = self._df()
         return self._df
     @df.setter
@@ -141,10 +141,10 @@ def by_status(self:InitReport)->dict: # Status → names of the layers, the wors
     slow = list(df.layer[df.converged.eq(False).fillna(False)]) if 'converged' in df else []
     if slow: found['off target'] = slow
     wrong = [o for o in statuses if o not in ('ok','zero')]
-    unknown = [o for o in found if o not in statuses]
-    return {k:found[k] for k in [*wrong, *unknown, 'ok','zero'] if k in found}
+    return {k:found[k] for k in [*wrong, *(o for o in found if o not in statuses), 'ok','zero'] if k in found}
 
 _no_weight = 'LSUV has no weight to scale there: put a normalization layer after it, or scale what comes before by hand'
+_at_its_limit = "their activation needs so large an input; one like tanh is saturated there: use std=0.6, or at='layer'"
 _off_target = dict(
     activation="no scale of the layer gives the target std after its activation: use another activation, or at='layer'",
     layer='rounding to 16 bits, or a layer corrected with it, keeps them from the target: look at their std below')
@@ -156,7 +156,8 @@ def remedy(self:InitReport,
     "What to do about the layers of that status, after what was done."
     if status=='off target': return _off_target[self.at]
     if status in ('exploding','vanishing'):
-        if 'scale' in self.df: return _no_weight
+        scaled = 'scale' in self.df and self.df.scale[self.df.status==status].notna().any()
+        if 'scale' in self.df: return _at_its_limit if scaled and self.at=='activation' else _no_weight
         if self.scheme: return 'initialize with LSUV, or put a normalization layer after it'
     return statuses[status].remedy if status in statuses else ''
 
@@ -193,7 +194,7 @@ def advice(self:InitReport)->str: # Lines
     return '\n'.join(f'{short_list(ns, k)}: {todo}' for k,ns,todo in self._wrong())
 
 # %% ../nbs/06_report.ipynb #9be62875
-compact_columns = ('layer','type','shape','mean','std','grad_std','std_before','scale','status')
+compact_columns = ('layer','type','shape','mean','std','std_after','grad_std','std_before','scale','status')
 
 def short_number(
     v:float, # Any number

@@ -115,6 +115,7 @@ class Row:
     target:float|None = None # The std aimed at, where the layer has one of its own
     status:str = '' # A key of `statuses`
     step:Any = None # What LSUV did to the layer
+    std_after:float|None = None # Of what the activation makes of the output, where that is to be at the target
     off:float|None = None # How far its std is then from the target, relative to that
     converged:bool|None = None # Is that within the tolerance?
 

@@ -1,7 +1,8 @@
 "A report says only what a pass measured: each case is a situation that people are in, seen by hooks of the test's own."
-import warnings
+import math, warnings
 from contextlib import nullcontext
 from copy import deepcopy
+from functools import partial
 import pytest, torch
 import torch.nn.functional as F
 from torch import nn
@@ -48,6 +49,12 @@ def true(model, *xb, eps=0.02, context=nullcontext, f=lsuv_, may=(), **kwargs):
 
 def all_ok(report, *names):
     for n in names: assert report[n].status=='ok' and abs(report[n]['std']-report.target)<=0.02*report.target, (n, report[n])
+
+class Times(nn.Module):
+    def __init__(self, k):
+        super().__init__()
+        self.k = k
+    def forward(self, x): return self.k*x
 
 class Net(nn.Module):
     "Layers by name, and a forward given as a function of (self, *xb)"
@@ -236,6 +243,36 @@ def test_siren():
     r = lsuv_(net, x, at='activation', std=.6)
     seen.clear(); net(x)
     assert r['a'].converged and abs(seen[0]-.6)<=3e-3, seen
+    assert r['a'].status=='ok' and r['a']['std']<0.06 and abs(r['a'].std_after-seen[0])<=1e-5 and not r.advice # a sine wants so small an input
+    assert 'std_after' in str(r) and math.isnan(r['b'].std_after)
+
+def test_where_an_activation_is_saturated():
+    "A tanh has a std of 1 only there: the report says so, and not that there is no weight"
+    r = lsuv_(nn.Sequential(nn.Linear(30,30), nn.Tanh(), nn.Linear(30,5)), x, at='activation')
+    assert list(r.df.status)==['exploding','ok','ok'] and abs(r['0'].std_after-1)<=1e-3 and 'saturated' in r.advice and 'no weight' not in r.advice
+    assert 'no weight' in lsuv_(nn.Sequential(nn.Linear(30,30), Times(100.), nn.Linear(30,5)), x, at='activation', include_paramless=True).advice
+
+@pytest.mark.parametrize('f', [partial(lsuv_, center='channel'), lsuv_residual_])
+def test_one_value_a_channel(f):
+    "A batch of one, and a layer that gives the same for every item: no channel has a spread, all values together have"
+    net = nn.Sequential(nn.Conv2d(3,8,3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8,20), nn.ReLU(), nn.Linear(20,4))
+    all_ok(true(net, im[:1], f=f), '0', '4', '6')
+    def _forward(s, x): return s.a(x) + s.b(s.token).expand(len(x), -1)
+    r = true(Net(_forward, a=nn.Linear(30,20), b=nn.Linear(16,20), token=nn.Parameter(torch.randn(1,16))), x, f=f)
+    all_ok(r, 'a', 'b')
+    assert r['b'].converged and r['b'].std_before>0.1 and r['b'].mean_before!=0 and abs(r['b']['mean'])<1e-5
+
+def test_a_channel_with_a_spread_in_a_later_call():
+    "The zero state of a cell has one value a channel, the bias: the call after it counts"
+    def _forward(s, x):
+        h = x.new_zeros(len(x), 20)
+        for _ in range(3): h = torch.tanh(s.i(x) + s.h(h))
+        return h
+    net = Net(_forward, i=nn.Linear(30,20), h=nn.Linear(20,20))
+    lsuv_(net, x, pre=None, center='channel')
+    calls = [s for s in measured(net, x)['h']]
+    o = net.h(torch.tanh(net.i(x) + net.h(torch.zeros(64,20))))
+    assert (o-o.mean(0)).std().item()==pytest.approx(1, abs=0.05) and calls[0]<1, calls
 
 # Something else changed
 

@@ -48,6 +48,7 @@ MODELS = dict(
     text = lambda: (Text(), torch.randint(0, 40, (16,7))),
     offset = lambda: (nn.Sequential(nn.Linear(30,30), nn.ReLU(), nn.Linear(30,30), nn.Linear(30,5)), torch.randn(64,30) + 1e5),
     zero = lambda: (nn.Sequential(nn.Linear(30,30), nn.ReLU(), _zero(nn.Linear(30,5))), torch.randn(64,30)),
+    one = lambda: (nn.Sequential(nn.Linear(30,30), nn.ReLU(), nn.Linear(30,5)), torch.randn(1,30)), # one value a channel
     large = lambda: (nn.Sequential(nn.Conv2d(3,16,3,padding=1), nn.ReLU(), nn.Conv2d(16,4,3)), torch.randn(16,3,72,72)), # over 2^20 values
 )
 def _zero(m):

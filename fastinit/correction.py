@@ -108,6 +108,7 @@ class Correction:
         store_attr('layers,moments,std,center')
         self.pool,self.targets,self.units = pool or Pool(),targets or {},units or {}
         self.names = {m:n for n,m in layers.items()}
+        self.weights = {n:scaled_param(m) for n,m in layers.items()}
         self.done,self.left = {},{} # dotted name → `Step`, or why there was none
         self.constant = set() # names of the `done` whose output had no spread in any call: nothing was done
         self.flat = set() # names of those whose channels have no spread, as of a batch of one, though all values have
@@ -134,6 +135,7 @@ class Correction:
         n,o = self.names[layer],first_values(out) if isinstance(out, Tensor) or layer is not m else None
         if n not in self.todo: return
         if not has_moments(o): self.left[n] = 'unsupported output'
+        elif scaled_param(layer) is not self.weights[n]: self.left[n] = 'not affine' # another's, as in `functional_call`
         elif self.owner(n)!=n: self.left[n] = 'shared'
         if n in self.left: self.todo.remove(n)
         elif o is not None and o.numel(): return self.first_call(n, partial(rerun, m, args, kwargs), o)
@@ -171,7 +173,7 @@ def error(self:Correction, n:str, sd:float|Tensor, mean:float|Tensor)->float:
 @patch
 def owner(self:Correction, n:str)->str:
     "The first layer called that has the weight of the one called `n`"
-    w:Any = scaled_param(self.layers[n])
+    w:Any = self.weights[n]
     seen = self.owners.setdefault(memory_of(w), {})
     owner = next((o for o,v in seen.items() if shares_memory(w, v)), n)
     seen[owner] = w

@@ -140,16 +140,18 @@ def _has_weight(m): # without looking at a parametrized one, which moves the vec
 def _check_hit(name, found, names):
     "Raise if `name` stands for none of the layers `found`"
     if any(n==name or n.startswith(name+'.') for n in found): return
-    known = [n for m,n in names.items() if is_known(m)]
-    near = difflib.get_close_matches(name, names.values(), cutoff=0.4) or known[:5]
+    near = difflib.get_close_matches(name, names.values(), cutoff=0.4) or [n for m,n in names.items() if is_known(m)][:5]
     raise ValueError(f"no layer to initialize is named '{name}' or lies in it; near: {', '.join(near) or 'none'}")
 
 def _nothing_chosen(names, layers):
     "The error for a choice of no layers"
-    have = ', '.join(dict.fromkeys(type(m).__name__ for m in names if is_known(m) or _has_weight(m)))
-    why = f'`layers={layers}` chooses none'
-    if layers is None: why = 'none is linear, convolutional, bilinear or recurrent; choose with `layers=`'
-    return ValueError(f"{type(first(names)).__name__} has no layer to initialize: {why}; it has {have or 'no weights'}")
+    can = [m for m in names if is_known(m) or _has_weight(m)]
+    have = can or [m for m in names if any(_is_weight(k, p) for k,p in m._parameters.items())]
+    types = ', '.join(dict.fromkeys(type(m).__name__ for m in have))
+    todo = 'initialize its weights by hand' if have and not can else 'choose with `layers=`'
+    none = f'none is linear, convolutional, bilinear or recurrent; {todo}'
+    why = none if layers is None else f'`layers={layers}` chooses none'
+    return ValueError(f"{type(first(names)).__name__} has no layer to initialize: {why}; it has {types or 'no weights'}")
 
 def _chosen(names, layers):
     "Dotted name → module, of those of `names` that `layers` chooses"

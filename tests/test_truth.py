@@ -477,6 +477,17 @@ def test_layers_made_in_the_forward():
     net(x)
     all_ok(true(net, x), '0', '1.fc')
 
+def test_weights_of_a_functional_call():
+    "A layer that is called with its own weights is scaled; with others, made of them or by another network, it is left alone"
+    def _with(change): return lambda s, x: s.b(torch.func.functional_call(s.a, {k:change(p) for k,p in s.a.named_parameters()}, (x,)).relu())
+    for change,status in ((lambda p: p,'ok'), (lambda p: p*0.5,'not affine'), (lambda p: nn.Parameter(p*0.5),'not affine'), (torch.zeros_like,'not affine')):
+        net = Net(_with(change), a=nn.Linear(30,20), b=nn.Linear(20,5))
+        before = [p.clone() for p in net.a.parameters()]
+        for kw in ({}, dict(at='activation'), dict(center='channel')):
+            r = true(net, x, **kw)
+            assert r['a'].status==status
+            assert all(torch.equal(p, q) for p,q in zip(before, net.a.parameters()))==(status!='ok')
+
 def test_remedies_fit_what_was_done():
     net = nn.Sequential(nn.Linear(30,30), nn.LayerNorm(30), nn.Linear(30,5))
     nn.init.constant_(net[1].weight, 1e-3)
@@ -501,6 +512,15 @@ def test_normalizations_start_variance_anew(norm):
 
 def fails(error, match, f, *args, **kwargs):
     with pytest.raises(error, match=match): f(*args, **kwargs)
+
+def test_weights_that_are_in_no_layer():
+    class M(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.ParameterList([nn.Parameter(torch.randn(5,30))])
+        def forward(self, x): return F.linear(x, self.w[0])
+    fails(ValueError, 'initialize its weights by hand; it has ParameterList$', lsuv_, M(), x)
+    fails(ValueError, 'choose with `layers=`; it has GraphConv$', lsuv_, GraphConv(30, 20), x)
 
 def test_messages():
     from torch.utils.data import DataLoader

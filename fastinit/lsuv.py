@@ -43,11 +43,13 @@ def _check_options(pre='kaiming', std=1., center=True, at='layer', branch_scale=
                          "leave it out with at='activation'")
 
 # %% ../nbs/11_lsuv.ipynb #bb3c90f5
-def _branch_notes(mine, normed, free, std):
-    "Sentences on the branches that end in `mine`, in a normalization, or in neither"
-    how = f'end at std {std:.3g}' if std else 'are silent until the first step'
+def _branch_notes(targets, loud, normed, free):
+    "Sentences on the branches whose last layer has one of `targets`, that end in a normalization, or in neither"
     notes = []
-    if mine: notes.append(f'{len(mine)} residual branches {how} (first: {mine[0]})')
+    for std,mine in groupby(targets.items(), 1, 0).items():
+        how = f'end at std {std:.3g}' if std else 'are silent until the first step'
+        if mine[0] in loud: how += ', as no gradient would come back to them if they were silent'
+        notes.append(f'{len(mine)} residual branches {how} (first: {mine[0]})')
     if normed:
         notes.append(f'{len(normed)} residual branches end in a normalization, whose weight decides what they add '
                      f'(first: {normed[0]})')
@@ -59,9 +61,12 @@ def _branch_targets(model, xb, branch_scale, std, layers):
     if branch_scale is None: return {},[]
     ends = residual_branches(model, *xb)
     free,normed = [n for n,v in ends.items() if not v],[n for n,v in ends.items() if v]
-    if branch_scale=='auto': branch_scale = max(len(free), 1)**-0.5
+    auto = max(len(free), 1)**-0.5
+    if branch_scale=='auto': branch_scale = auto
     mine = [n for n in free if n in layers]
-    return dict.fromkeys(mine, std*branch_scale),_branch_notes(mine, normed, free, std*branch_scale)
+    loud = set() if branch_scale else never_heard(model, mine, *xb)
+    targets = {n:std*(auto if n in loud else branch_scale) for n in mine}
+    return targets,_branch_notes(targets, loud, normed, free)
 
 # %% ../nbs/11_lsuv.ipynb #ed609956
 def _correction(model, layers, acts, std, center, at, tol, max_iter, **kwargs):
@@ -257,13 +262,14 @@ def lsuv_(
 @delegates(lsuv_)
 def lsuv_residual_(
     model:nn.Module, # Changed in place; on any error bit-identical to before
-    *xb:Any, # Its inputs: one mini-batch, of which two items are passed once more to find the branches
+    *xb:Any, # Its inputs: one mini-batch, of which two items are passed before, to find the branches
     center:bool|str='channel', # As in `lsuv_`
     branch_scale:float|str|None=0., # As in `lsuv_`
     **kwargs:Any
 )->InitReport: # One row per layer, in order of execution
     """LSUV (Mishkin & Matas 2015) for residual networks without normalization: each channel at mean 0, and the last
-    layer of each branch 0, as in Fixup (Zhang et al. 2019, section 3); raises what `lsuv_` does."""
+    layer of each branch 0, as in Fixup (Zhang et al. 2019, section 3), unless a ReLU or a factor of 0 would then keep it
+    there: that one is at 1/√branches; raises what `lsuv_` does."""
     return lsuv_(model, *xb, center=center, branch_scale=branch_scale, **kwargs)
 
 # %% ../nbs/11_lsuv.ipynb #ef268dc1

@@ -7,6 +7,7 @@ from fastai.vision.all import Learner, ResBlock, create_body, resnet18, xresnet1
 from fastai.test_utils import synth_learner
 from fastinit.all import *
 from fastinit.article import remove_norm
+from fastinit.branches import never_heard
 from conftest import Unchanged, outputs
 
 def count(model, *xb): return len(residual_branches(model, *xb))
@@ -22,18 +23,90 @@ class Block(nn.Module):
         if self.way=='gated': return x + f(x)*torch.sigmoid(self.p(x)).mean(-1, keepdim=True)
         if self.way=='parallel': return self.a(x) + self.b(x) # two layers side by side: no branch
         if self.way=='side by side': return x + f(x) + self.p(x)
+        if self.way=='summed first': return (f(x) + self.p(x)) + x
+        if self.way=='summed': return x + sum([F.relu(f(x)), self.p(x)])
         if self.way=='concatenated': return torch.cat([x, f(x)], -1)[:,:x.shape[-1]]
         if self.way=='seen elsewhere':
             self.seen = f(x)
             return x + self.seen
 
-WAYS = dict(plain=['b'], **{'in place':['b'], 'projection':['b'], 'scaled':['b'], 'gated':['b'], 'parallel':[], 'side by side':['b','p'], 'concatenated':[]})
+WAYS = dict(plain=['b'], **{'in place':['b'], 'projection':['b'], 'scaled':['b'], 'gated':['b'], 'parallel':[], 'side by side':['b','p'], 'summed first':['b','p'], 'summed':['b','p'], 'concatenated':[]})
 
 @pytest.mark.parametrize('way', WAYS)
 def test_ways(way):
     model,x = nn.Sequential(nn.Linear(8,8), nn.ReLU(), Block(8, way), nn.ReLU(), nn.Linear(8,3)),torch.randn(5,8)
     with Unchanged(model): b = residual_branches(model, x)
     assert list(b)==[f'2.{o}' for o in WAYS[way]] and not any(b.values())
+
+class End(nn.Module):
+    "A branch that ends in one layer, and what becomes of that"
+    def __init__(self, end): super().__init__(); self.end,self.a,self.b,self.alpha = end,nn.Linear(8,8),nn.Linear(8,8),nn.Parameter(torch.zeros(1) if end=='rezero' else torch.full((1,), 1e-6))
+    def forward(self, x):
+        h = self.b(self.a(x).relu())
+        if self.end=='relu': h = F.relu(h)
+        if self.end=='in place': h = h.relu_()
+        if self.end in ('rezero','layer scale'): h = self.alpha*h
+        if self.end=='gate': h = h*torch.sigmoid(x).mean(1, keepdim=True)
+        if self.end=='leaky': h = F.leaky_relu(h)
+        return x + h
+
+ENDS = {'plain':False, 'relu':True, 'in place':True, 'rezero':True, 'layer scale':False, 'gate':False, 'leaky':False}
+
+@pytest.mark.parametrize('end', ENDS)
+@pytest.mark.parametrize('head', [True, False])
+def test_a_silent_branch_learns(end, head):
+    "Every weight moves in a few steps; where nothing comes back to a layer that is 0, it is not silenced. Also under a head that is 0"
+    torch.manual_seed(0)
+    model,x = nn.Sequential(nn.Linear(8,8), End(end), End(end), nn.Linear(8,3)),torch.randn(64,8)
+    if not head:
+        for p in model[3].parameters(): nn.init.zeros_(p)
+    with Unchanged(model): assert never_heard(model, ['1.b','2.b'], x)==({'1.b','2.b'} if ENDS[end] else set())
+    r = lsuv_residual_(model, x)
+    note = r.notes[0]
+    if ENDS[end]: assert note=='2 residual branches end at std 0.707, as no gradient would come back to them if they were silent (first: 1.b)'
+    else: assert note=='2 residual branches are silent until the first step (first: 1.b)'
+    for n in ('1.b','2.b'): assert r[n]['std']==pytest.approx(0.5**0.5 if ENDS[end] else 0., abs=1e-5)
+    before,opt = {n:p.clone() for n,p in model.named_parameters()},torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(5):
+        opt.zero_grad()
+        F.cross_entropy(model(x), torch.arange(64)%3).backward()
+        opt.step()
+    assert [n for n,p in model.named_parameters() if torch.equal(p, before[n]) and p.grad is not None]==[]
+
+def test_a_layer_of_two_branches_is_heard_in_one():
+    a,b = End('relu'),End('plain')
+    b.b = a.b
+    for model in (nn.Sequential(a, b), nn.Sequential(b, a)):
+        name = '0.b' # the name of its first place
+        assert list(residual_branches(model, torch.randn(5,8)))==[name] and never_heard(model, [name], torch.randn(5,8))==set()
+
+class Sum(nn.Module):
+    def __init__(self, f, **layers):
+        super().__init__()
+        for k,v in layers.items(): setattr(self, k, v)
+        self.f = f
+    def forward(self, *xs): return self.f(self, *xs)
+
+def test_sums_of_several():
+    "What does not come from the stream is no branch, nor is then the sum with it; a normalization after the sum is one after each"
+    lin = lambda: nn.Linear(8,8)
+    time = Sum(lambda s, x, t: x + (s.b(s.a(x).relu()) + s.t(t)), a=lin(), b=lin(), t=lin())
+    assert residual_branches(time, torch.randn(5,8), torch.randn(5,8))=={}
+    normed = Sum(lambda s, x: x + s.n(s.b(s.a(x).relu()) + s.d(s.c(x).relu())), a=lin(), b=lin(), c=lin(), d=lin(), n=nn.LayerNorm(8))
+    assert residual_branches(nn.Sequential(lin(), normed), torch.randn(5,8))=={'1.b':True, '1.d':True}
+    one = Sum(lambda s, x: x + (s.n(s.b(s.a(x).relu())) + s.d(s.c(x).relu())), a=lin(), b=lin(), c=lin(), d=lin(), n=nn.LayerNorm(8))
+    assert residual_branches(nn.Sequential(lin(), one), torch.randn(5,8))=={'1.b':True, '1.d':False}
+    stem = Sum(lambda s, x: x + (s.b(s.a(x).relu()) + s.p(x)), a=lin(), b=lin(), p=lin()) # the stem, a layer before it, is no branch
+    assert list(residual_branches(nn.Sequential(lin(), stem), torch.randn(5,8)))==['1.b','1.p']
+
+def test_a_thousand_blocks():
+    model = nn.Sequential(*[Sum(lambda s, x: x + s.a(x), a=nn.Linear(4,4)) for _ in range(1000)])
+    assert count(model, torch.randn(2,4))==1000
+
+def test_never_heard_in_attention():
+    "The layers of an attention, and of a model without any of the names"
+    m,x = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True),torch.randn(4,5,16)
+    with Unchanged(m): assert never_heard(m, ['self_attn.out_proj','linear2'], x)==never_heard(m, [], x)==set()
 
 def test_two_items_of_what_has_the_length_of_the_batch():
     "A list, a number in a tensor and a mask of another length are passed whole"
@@ -80,7 +153,8 @@ def check(model, *xb, **kwargs):
     may = {f'{n}.{k}' for n,m in init_layers(model).items() for k,_ in m.named_parameters()}
     with Unchanged(model, may): report = lsuv_(model, *xb, **kwargs)
     h.remove()
-    assert sizes==([2] if 'branch_scale' in kwargs else [])+2*[len(xb[0])]
+    silent = kwargs.get('branch_scale')==0 and bool(report.df.target.eq(0).any()) # does a gradient come back to them?
+    assert sizes==[2]*(('branch_scale' in kwargs) + silent) + 2*[len(xb[0])]
     outs = outputs(model, (nn.Linear, nn.Conv2d), *xb)
     for r in report.df[report.df.scale.notna()].itertuples():
         o,m = outs[r.layer],model.get_submodule(r.layer)

@@ -11,7 +11,6 @@ __all__ = ['VANISHING', 'EXPLODING', 'statuses', 'compact_columns', 'add_status'
 # %% ../nbs/06_report.ipynb #4be56f7d
 from fastai.basics import *
 import difflib, warnings
-from copy import copy
 from dataclasses import dataclass
 from collections.abc import Callable,Iterable
 from typing import Any
@@ -138,12 +137,12 @@ def only(self:InitReport,
 def by_status(self:InitReport)->dict: # Status → names of the layers, the worst first
     "The layers of each status; 'off target' goes with another."
     found,df = groupby(zip(self.df.status, self.df.layer), 0, 1),self.df
-    slow = list(df.layer[df.converged.eq(False).fillna(False)]) if 'converged' in df else []
-    if slow: found['off target'] = slow
+    if 'converged' in df: found['off target'] = list(df.layer[df.converged.eq(False).fillna(False)])
     wrong = [o for o in statuses if o not in ('ok','zero')]
-    return {k:found[k] for k in [*wrong, *(o for o in found if o not in statuses), 'ok','zero'] if k in found}
+    return {k:found[k] for k in [*wrong, *(o for o in found if o not in statuses), 'ok','zero'] if found.get(k)}
 
-_no_weight = 'LSUV has no weight to scale there: put a normalization layer after it, or scale what comes before by hand'
+_unscaled = 'LSUV scaled nothing there: put a normalization layer after it, or scale what comes before by hand'
+_embedding = 'LSUV scales an embedding only if it is named in `layers=`; or put a normalization layer after it'
 _at_its_limit = "their activation needs so large an input; one like tanh is saturated there: use std=0.6, or at='layer'"
 _off_target = dict(
     activation="no scale of the layer gives the target std after its activation: use another activation, or at='layer'",
@@ -156,8 +155,9 @@ def remedy(self:InitReport,
     "What to do about the layers of that status, after what was done."
     if status=='off target': return _off_target[self.at]
     if status in ('exploding','vanishing'):
-        scaled = 'scale' in self.df and self.df.scale[self.df.status==status].notna().any()
-        if 'scale' in self.df: return _at_its_limit if scaled and self.at=='activation' else _no_weight
+        rows = self.df[self.df.status==status]
+        if self.at=='activation' and rows.scale.notna().any(): return _at_its_limit
+        if 'scale' in rows: return _embedding if rows.type.str.startswith('Embedding').all() else _unscaled
         if self.scheme: return 'initialize with LSUV, or put a normalization layer after it'
     return statuses[status].remedy if status in statuses else ''
 

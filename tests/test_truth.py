@@ -249,8 +249,8 @@ def test_siren():
 def test_where_an_activation_is_saturated():
     "A tanh has a std of 1 only there: the report says so, and not that there is no weight"
     r = lsuv_(nn.Sequential(nn.Linear(30,30), nn.Tanh(), nn.Linear(30,5)), x, at='activation')
-    assert list(r.df.status)==['exploding','ok','ok'] and abs(r['0'].std_after-1)<=1e-3 and 'saturated' in r.advice and 'no weight' not in r.advice
-    assert 'no weight' in lsuv_(nn.Sequential(nn.Linear(30,30), Times(100.), nn.Linear(30,5)), x, at='activation', include_paramless=True).advice
+    assert list(r.df.status)==['exploding','ok','ok'] and abs(r['0'].std_after-1)<=1e-3 and 'saturated' in r.advice and 'scaled nothing' not in r.advice
+    assert 'scaled nothing' in lsuv_(nn.Sequential(nn.Linear(30,30), Times(100.), nn.Linear(30,5)), x, at='activation', include_paramless=True).advice
 
 @pytest.mark.parametrize('f', [partial(lsuv_, center='channel'), lsuv_residual_])
 def test_one_value_a_channel(f):
@@ -512,6 +512,13 @@ def test_normalizations_start_variance_anew(norm):
 
 def fails(error, match, f, *args, **kwargs):
     with pytest.raises(error, match=match): f(*args, **kwargs)
+
+def test_an_embedding_has_a_weight():
+    net,i = nn.Sequential(nn.Embedding(50,16), nn.Linear(16,4)),torch.randint(0, 50, (8,6))
+    nn.init.normal_(net[0].weight, std=.02)
+    r = true(net, i)
+    assert r['0'].status=='vanishing' and r.advice.startswith('1 vanishing (0): LSUV scales an embedding only if it is named in `layers=`')
+    all_ok(true(net, i, layers=(nn.Embedding,nn.Linear)), '0', '1')
 
 def test_weights_that_are_in_no_layer():
     class M(nn.Module):

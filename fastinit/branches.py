@@ -141,7 +141,8 @@ def branches(self:_Graph, outs):
         a,b = _inputs(add)
         for mine,other in ((a,b), (b,a)):
             short,terms = self.back(other)[0],self.terms(mine, streams)
-            if not all(self.is_residual(t, short, streams) and not self.is_used_elsewhere(t, add) for t,_ in terms): continue
+            if not all(self.is_residual(t, short, streams) for t,_ in terms): continue
+            if any(self.is_used_elsewhere(t, add) for t,_ in terms): continue
             for t,normed in terms: res.setdefault(self.layer_of[t], (normed,add))
             streams[add] = short
             if short not in self.behind(terms[0][0], short): self.projected.add(add)

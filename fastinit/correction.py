@@ -135,7 +135,7 @@ class Correction:
         n,o = self.names[layer],first_values(out) if isinstance(out, Tensor) or layer is not m else None
         if n not in self.todo: return
         if not has_moments(o): self.left[n] = 'unsupported output'
-        elif scaled_param(layer) is not self.weights[n]: self.left[n] = 'not affine' # another's, as in `functional_call`
+        elif scaled_param(layer) is not self.weights[n]: self.left[n] = 'not affine' # as in `functional_call`
         elif self.owner(n)!=n: self.left[n] = 'shared'
         if n in self.left: self.todo.remove(n)
         elif o is not None and o.numel(): return self.first_call(n, partial(rerun, m, args, kwargs), o)

@@ -268,8 +268,8 @@ def lsuv_residual_(
     **kwargs:Any
 )->InitReport: # One row per layer, in order of execution
     """LSUV (Mishkin & Matas 2015) for residual networks without normalization: each channel at mean 0, and the last
-    layer of each branch 0, as in Fixup (Zhang et al. 2019, section 3), unless a ReLU or a factor of 0 would then keep it
-    there: that one is at 1/√branches; raises what `lsuv_` does."""
+    layer of each branch 0, as in Fixup (Zhang et al. 2019, section 3), or 1/√branches if a ReLU or a factor of 0 would
+    keep it there; raises what `lsuv_` does."""
     return lsuv_(model, *xb, center=center, branch_scale=branch_scale, **kwargs)
 
 # %% ../nbs/11_lsuv.ipynb #ef268dc1

@@ -92,7 +92,7 @@ class InitReport:
 
     @property
     def df(self)->pd.DataFrame: # layer, type, shape, mean, std, near_zero (share from 0 to 1), status
-        "One row per layer, in order of execution; after LSUV also mean_before, std_before, scale, shift, converged, std_after"
+        "One row per layer, in order of execution; after LSUV also mean_before, std_before, scale, shift, converged"
         if callable(self._df): self._df = self._df()
         return self._df
     @df.setter

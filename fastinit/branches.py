@@ -197,15 +197,18 @@ def _branches(model, xb, silent=()):
         finally:
             for h in hooks: h.remove()
 
+def _of_two_items(model, xb, silent=()):
+    model = unwrap(check_model(model))
+    try: return _branches(model, _two_items(xb), silent)
+    except InitError: return _branches(model, xb, silent) # an edge list, say, names items that are not there
+
 def residual_branches(
     model:nn.Module, # Any model that autograd can follow; stays bit-identical
     *xb:Any, # Its inputs: one batch, of which two items are passed, or all where the model takes no fewer
 )->dict: # Dotted name of the layer that ends each branch, in order of execution → does a normalization follow it?
     """The residual branches of `model`, from the graph of one forward pass of two items; raises `InitError` for a batch
     that does not fit."""
-    model = unwrap(check_model(model))
-    try: return _branches(model, _two_items(xb))
-    except InitError: return _branches(model, xb) # an edge list, say, names items that are not there
+    return _of_two_items(model, xb)
 
 def never_heard(
     model:nn.Module, # As for `residual_branches`
@@ -214,6 +217,5 @@ def never_heard(
 )->set: # Some of `names`
     """Which branches would stay silent for ever once their last layer is 0, as no gradient comes back to it: before a
     ReLU, or under a factor that is 0 itself; measured in a forward and a backward pass of two items."""
-    if not (names := set(names)): return names
-    try: return _branches(model, _two_items(xb), names)
-    except InitError: return _branches(model, xb, names)
+    names = set(names)
+    return _of_two_items(model, xb, names) if names else names

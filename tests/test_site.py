@@ -214,6 +214,13 @@ def test_home(browser, url):
     for section in ('Tutorials','How to','Reference'):
         assert section in browser.js('document.querySelector("#quarto-sidebar").innerText')
 
+def test_no_markup_is_left_as_text(site):
+    "Backticks, stars and brackets of Markdown that did not become code, bold or a link"
+    for f in site.glob('*.html'):
+        text = re.sub(r'<(script|style|pre|code|math)\b.*?</\1>', '', f.read_text(), flags=re.S)
+        found = re.search(r'.{0,30}(`|\*\*|\]\().{0,30}', re.sub('<[^>]*>', '', text))
+        assert not found, f'{f.name}: {found[0]}'
+
 def test_what_a_page_has(site):
     "Previous and next, source, edit and report links, a footer, a card for who shares it; the sidebar begins with the reference"
     for f in site.glob('*.html'):

@@ -178,6 +178,11 @@ def images(out):
         text = re.sub(r'(<img[^>]*?)src="data:image/png;base64,([^"]*)"', image, f.read_text())
         f.write_text(re.sub(r'<img [^>]*>', shown, text))
 
+def captions(out):
+    "Code in the captions of pictures, which are taken for plain text"
+    def code(m): return re.sub('`([^`]*)`', r'<code>\1</code>', m[0])
+    for f in out.glob('*.html'): f.write_text(re.sub('<figcaption>.*?</figcaption>', code, f.read_text(), flags=re.S))
+
 def png_size(f):
     "Width and height of a PNG, from its header"
     data = f.read_bytes()
@@ -223,6 +228,7 @@ def main():
     pictures(out)
     tables(out)
     images(out)
+    captions(out)
     sources(out)
     search(out)
     print(f'the site is in {out.name}/: open {out.name}/index.html')

@@ -21,13 +21,15 @@ def steps(
     folder, # Of the results
     **kwargs # In place of the settings
 ):
-    "(section, options): the simple convnet, then each network's rates from one seed, then each of its starts at its best rate"
+    """(section, options): the simple convnet, then each network's rates from one seed, then each of its starts at its best rate;
+    the headline at the article's size"""
     def _step(section, **options): return section,dict(out=str(folder/section), **options, **kwargs)
     yield _step('simple')
     if 'schemes' not in kwargs: yield _step('simple_lsuv') # else they are among those of `simple`
     for k in ('xresnet50','xresnet50_affine','xresnet50_bn','convnet20'):
         yield _step(f'{k}_rates')
         yield _step(k, best_of=str(folder/f'{k}_rates'))
+    if 'size' not in kwargs: yield _step('xresnet50_128', best_of=str(folder/'xresnet50_rates')) # else all are at that size
 
 if __name__=='__main__':
     given = sys.argv[1:]

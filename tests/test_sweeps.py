@@ -44,6 +44,12 @@ def test_sections(script):
     assert set(cfgs)=={l[1:-1] for l in ini.read_text().splitlines() if l.startswith('[')}-{'DEFAULT'}
     assert all(not Path(o['data']).is_absolute() and o['amp'] for o in cfgs.values())
 
+def test_headline_at_the_articles_size():
+    "At the rates that are chosen at 64 px"
+    step,cfg = dict(imagenette.steps(folder/'imagenette'))['xresnet50_128'],read_experiment('xresnet50_128', folder/'imagenette.ini')
+    assert step=={k:str(folder/'imagenette'/v) for k,v in dict(out='xresnet50_128', best_of='xresnet50_rates').items()}
+    assert cfg['size']==128 and cfg['schemes']==['default','kaiming','lsuv'] and cfg['seeds']==[0] and cfg['epochs']==10 and cfg['n_train']==0
+
 def test_whole_sweep(images, tmp_path, monkeypatch):
     "Seed by seed, each network's rates before its runs, which take each start's best; a second call trains nothing"
     order,sizes = [],{**tiny, 'data':images, 'lrs':'1e-3 3e-3', 'schemes':'default lsuv'}

@@ -7,8 +7,8 @@ from .models import (Affine, affine_norm, architectures, build_model, init_repor
                      remove_norm, report_part, simple_convnet)
 from .settings import data_sets, experiment_title, opts, read_experiment, read_run, settings_file
 from .runs import new_learner, run_cell, run_experiment
-from .tables import (accuracy_table, at_best_lr, balanced, best_difference, best_table, difference_table, fullest,
-                     last_epoch, read_results, summary_table, whole_seeds, with_parts)
+from .tables import (accuracy_table, at_best_lr, balanced, best_difference, best_table, difference_table,
+                     last_epoch, read_results, summary_table, whole_seeds)
 from .command import main, prog
 
 __all__ = ['digits', 'fashion_mnist', 'imagenette', 'image_folder', 'get_data', 'datasets',
@@ -16,5 +16,5 @@ __all__ = ['digits', 'fashion_mnist', 'imagenette', 'image_folder', 'get_data', 
            'inits', 'model_changes', 'build_model', 'init_reports', 'report_part',
            'opts', 'settings_file', 'read_experiment', 'read_run', 'data_sets', 'experiment_title',
            'new_learner', 'run_cell', 'run_experiment',
-           'last_epoch', 'balanced', 'whole_seeds', 'with_parts', 'fullest', 'accuracy_table', 'best_table', 'at_best_lr',
+           'last_epoch', 'balanced', 'whole_seeds', 'accuracy_table', 'best_table', 'at_best_lr',
            'difference_table', 'read_results', 'best_difference', 'summary_table', 'main', 'prog']

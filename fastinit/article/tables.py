@@ -6,7 +6,7 @@ Docs: https://fastinit.github.io/fastinit/article_tables.html.md"""
 
 # %% auto #0
 __all__ = ['last_epoch', 'balanced', 'whole_seeds', 'accuracy_table', 'best_table', 'at_best_lr', 'difference_table',
-           'read_results', 'best_difference', 'with_parts', 'fullest', 'summary_table']
+           'read_results', 'best_difference', 'summary_table']
 
 # %% ../../nbs/24_article_tables.ipynb #ff416ec8
 from fastai.vision.all import *
@@ -114,20 +114,6 @@ def best_difference(
     n = f'all {len(d)} seeds' if len(d)>1 else 'the one seed'
     words = f'{a} better in {n}' if d.min()>0 else f'{b} better in {n}' if d.max()<0 else 'no clear difference'
     return d.mean(),d.min(),d.max(),words
-
-# %% ../../nbs/24_article_tables.ipynb #74591b14
-def with_parts(
-    folder:Path, # That `fastinit-article` filled, or may fill
-)->list: # It, and those beside it that may hold the same experiment on half and on a quarter of the images
-    "The folders of one experiment, the largest first."
-    return [folder, *(folder.with_name(f'{folder.name}_{o}') for o in ('half','quarter'))]
-
-def fullest(
-    *folders:Path, # Folders that `fastinit-article` filled, or may fill, with one experiment at several sizes
-)->Path|None: # One of them; None if no run is finished in any
-    "The folder in which most runs are finished, of equals the first."
-    n = {f:len(last_epoch(read_results(f)[0])) for f in folders if (f/'results.csv').exists()}
-    return max(n, key=n.get, default=None)
 
 # %% ../../nbs/24_article_tables.ipynb #74591b15
 def summary_table(

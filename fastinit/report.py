@@ -54,8 +54,7 @@ class Status:
 _forced = 'kept as they are; `force=True` initializes them all the same'
 _lsuv = 'initialize with LSUV or Kaiming, or put a normalization layer after it'
 _not_finite = 'look for NaN or inf in the batch and the weights, and for values too large for a 16-bit dtype'
-_dead = ('the output does not depend on the input: look for dead activations or a zero input just before it, '
-         'then initialize again')
+_dead = 'the output does not depend on the input: look for dead activations or a zero input, then initialize again'
 
 #: Every status that a layer can have, the worst first
 statuses = {
@@ -117,8 +116,7 @@ def mark(self:InitReport,
     self.left.update(why)
     if not why: return self
     df = self.df.set_index('layer')
-    df = df.reindex([*df.index, *(n for n in why if n not in df.index)])
-    df = df.astype(dict(status=object)) # an empty table has numbers only
+    df = df.reindex([*df.index, *(n for n in why if n not in df.index)]).astype(dict(status=object)) # it may be empty
     df.loc[list(why),'status'] = list(why.values())
     self.df = df.reset_index()
     return self
@@ -142,6 +140,7 @@ def by_status(self:InitReport)->dict: # Status → names of the layers, the wors
     return {k:found[k] for k in [*wrong, *(o for o in found if o not in statuses), 'ok','zero'] if found.get(k)}
 
 _unscaled = 'LSUV scaled nothing there: put a normalization layer after it, or scale what comes before by hand'
+_of_norm = 'a normalization gives what its weight and its running statistics make of its input: look at those'
 _embedding = 'LSUV scales an embedding only if it is named in `layers=`; or put a normalization layer after it'
 _at_its_limit = "their activation needs so large an input; one like tanh is saturated there: use std=0.6, or at='layer'"
 _off_target = dict(
@@ -157,6 +156,7 @@ def remedy(self:InitReport,
     if status in ('exploding','vanishing'):
         rows = self.df[self.df.status==status]
         if self.at=='activation' and rows.scale.notna().any(): return _at_its_limit
+        if rows.type.str.contains('Norm').all(): return _of_norm
         if 'scale' in rows: return _embedding if rows.type.str.startswith('Embedding').all() else _unscaled
         if self.scheme: return 'initialize with LSUV, or put a normalization layer after it'
     return statuses[status].remedy if status in statuses else ''

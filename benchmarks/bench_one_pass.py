@@ -32,7 +32,7 @@ def beside(name, bs, size):
         m = deepcopy(model) # in the run, for all alike: an initialized model would be done in fewer passes
         f(m, x)
     fs = {k:partial(_fresh, peers[k]) for k,r in rows.items() if 'failed' not in r}
-    times = interleaved({'copy':lambda: deepcopy(model), **fs}, runs=5, warm=0)
+    times = interleaved({'copy':lambda: deepcopy(model), **fs}, runs=5, warm=0, limit=45) # each row says how many there were
     copy = pd.Series(times.pop('copy')).median()
     for k,t in times.items(): rows[k].update(seconds=pd.Series(t).median()-copy, runs=len(t))
     for r in rows.values(): r['times_slower'] = r.get('seconds', float('nan'))/rows['fastinit']['seconds']

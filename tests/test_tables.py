@@ -1,4 +1,5 @@
 "Each number of a table, computed by hand"
+import json, shutil
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from fastinit.article.tables import accuracy_table, at_best_lr, balanced, best_difference, best_table, difference_table, last_epoch, read_results, summary_table, whole_seeds
@@ -76,3 +77,13 @@ def test_summary_table():
     assert row.kaiming.startswith(f"{float(best['mean']):.3f} (") and row.kaiming.endswith(f' at {best.best_lr:g}')
     assert summary_table({'five layers':folder}, ['nobody']).seeds.item()==0
     assert '--out benchmarks/article/simple_digits`' in read_results(folder)[1]
+
+def test_every_machine_is_named(tmp_path):
+    "Runs of one folder may come from several"
+    folder = Path(__file__).parent.parent/'benchmarks/imagenette/convnet20'
+    for f in ('results.csv','run.json'): shutil.copy(folder/f, tmp_path)
+    cfg = json.loads((tmp_path/'run.json').read_text())
+    one = dict(cfg['made_by'][-1], processor='A', threads=1, torch='2.6.0')
+    cfg['made_by'] = [one, dict(one, processor='B', threads=2, torch='2.14.1'), one]
+    (tmp_path/'run.json').write_text(json.dumps(cfg))
+    assert '1 thread of A and 2 threads of B; torch 2.6.0 and 2.14.1, fastai ' in read_results(tmp_path)[1]

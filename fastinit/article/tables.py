@@ -92,15 +92,18 @@ def read_results(
 )->tuple: # (results, a sentence on what made them)
     "The results of an earlier run."
     path,made_by = Path(path),read_run(path)[1]
-    df,last = pd.read_csv(path/'results.csv', float_precision='round_trip'),made_by[-1]
+    df = pd.read_csv(path/'results.csv', float_precision='round_trip')
     runs = df.groupby(['scheme','lr','seed'])
     minutes,seeds = runs.cpu_s.first().sum()/60,sorted(int(o) for o in df.seed.unique())
-    on = f" of {last['processor']}" if 'processor' in last else ''
+    def _machine(o):
+        n = o['threads']
+        return f"{n} thread{'s' if n>1 else ''}" + (f" of {o['processor']}" if 'processor' in o else '')
+    def _each(f): return ' and '.join(dict.fromkeys(map(f, made_by)))
     out = '/'.join(path.parts[-3:])
     commands = ', '.join(dict.fromkeys(f"`{o['command']} --out {out}`" for o in made_by))
     of_seeds = f"seed{'s' if len(seeds)>1 else ''} {', '.join(map(str, seeds))}"
-    return df,(f"{runs.ngroups} runs, {of_seeds}; {minutes:.0f} minutes of CPU time, "
-               f"{last['threads']} thread{on}; torch {last['torch']}, fastai {last['fastai']}. Made by {commands}")
+    return df,(f"{runs.ngroups} runs, {of_seeds}; {minutes:.0f} minutes of CPU time, {_each(_machine)}; "
+               f"torch {_each(itemgetter('torch'))}, fastai {_each(itemgetter('fastai'))}. Made by {commands}")
 
 # %% ../../nbs/24_article_tables.ipynb #2017cac5
 def best_difference(

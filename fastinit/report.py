@@ -54,12 +54,12 @@ class Status:
 _forced = 'kept as they are; `force=True` initializes them all the same'
 _lsuv = 'initialize with LSUV or Kaiming, or put a normalization layer after it'
 _not_finite = 'look for NaN or inf in the batch and the weights, and for values too large for a 16-bit dtype'
-_dead = 'the output does not depend on the input: look for dead activations or a zero input, then initialize again'
 
 #: Every status that a layer can have, the worst first
 statuses = {
     'not finite': Status('not finite', _not_finite, '#f9c6c6'),
-    'dead': Status('dead', _dead, '#e4d4ee'),
+    'dead': Status('dead', 'the output does not depend on the input: look for dead activations or a zero input just '
+                   'before it, then initialize again', '#e4d4ee'),
     'exploding': Status('exploding', _lsuv, '#ffd9b8'),
     'vanishing': Status('vanishing', _lsuv, '#cfe3f7'),
     'loaded': Status('loaded', _forced),

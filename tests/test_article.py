@@ -60,6 +60,13 @@ def test_bad(args, kwargs, match, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match='fastinit-article: .*'+re.escape(match)): article.main(*args, **kwargs)
     assert not (tmp_path/'results').exists()
 
+@pytest.mark.parametrize('text', ['model = simple_convnet', '[a]\nmodel', '[a]\n[a]', b'\xff[a]'])
+def test_bad_settings(text, tmp_path):
+    "Said in one line, with the file's name"
+    (tmp_path/'some.ini').write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(SystemExit, match='fastinit-article: .*some.ini is not a file of settings: ') as e: article.main('a', settings=tmp_path/'some.ini')
+    assert '\n' not in str(e.value)
+
 def test_bad_as_seen(tmp_path):
     r = run('none', cwd=tmp_path)
     assert r.returncode!=0 and 'Traceback' not in r.stderr
@@ -145,6 +152,27 @@ def test_amp(tmp_path, monkeypatch):
     run_experiment(dict(cfg, model='seen'), tmp_path)
     assert seen[0]==torch.float32 and set(seen[-2:])=={torch.bfloat16}
     assert article.read_run(tmp_path)[0]['amp'] is True
+
+@pytest.mark.parametrize('has', [True, False])
+def test_no_bfloat16(has, tmp_path, monkeypatch, recwarn):
+    "A processor that has no instructions for it: said before training, not where nothing is left to train"
+    monkeypatch.setattr(article.runs, '_has_bfloat16', lambda: has)
+    cfg = dict(read_experiment('simple', amp='yes'), **few, lrs=[1e-3], schemes=['default'], seeds=[0])
+    def _said(**kwargs):
+        recwarn.clear()
+        run_experiment(dict(cfg, **kwargs), tmp_path/str(kwargs))
+        return ['--no-amp' in str(w.message) for w in recwarn if 'bfloat16' in str(w.message)]
+    assert _said()==([] if has else [True])
+    assert _said()==_said(amp=False)==[]
+
+def test_no_amp(tmp_path):
+    "In float32 where the settings say bfloat16; noted in the command"
+    ini = tmp_path/'a.ini'
+    ini.write_text(article.settings_file.read_text().replace('\namp = no\n', '\namp = yes\n', 1))
+    article.main('simple', settings=str(ini), out=str(tmp_path/'o'), **{**tiny, 'schemes':'default', 'epochs':1}, no_amp=True)
+    settings,made_by = article.read_run(tmp_path/'o')
+    assert settings['amp'] is False and '--no-amp' in made_by[0]['command']
+    with pytest.raises(SystemExit, match='--amp or --no-amp'): article.main('simple', amp=True, no_amp=True)
 
 def test_best_of(tmp_path):
     "Each start at its own best rate"

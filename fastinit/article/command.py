@@ -56,7 +56,7 @@ def _command(experiment, given):
     "As typed, but for folders of images, which have another place on another machine"
     res = [*prog, experiment]
     for k,v in given.items():
-        res.append(f"--{k.replace('_','-')}")
+        res.append('--no-amp' if (k,v)==('amp','no') else f"--{k.replace('_','-')}")
         if k!='amp': res.append(Path(v).name if k=='data' else str(v))
     return shlex.join(res)
 
@@ -93,6 +93,7 @@ def main(
     epochs:int|None=None, # Epochs of each run
     opt:str|None=None, # adam or sgd
     amp:bool=False, # Train in bfloat16; layers are initialized and measured in float32
+    no_amp:bool=False, # Train in float32, where the settings say bfloat16
     lrs:str|None=None, # Peak learning rates of the one-cycle schedule, as '3e-4 1e-3'
     schemes:str|None=None, # As 'default kaiming lsuv'; also normal, xavier, orthogonal, lsuv_activation and more
     seeds:str|None=None, # A run for each, as '0 1 2'
@@ -101,8 +102,9 @@ def main(
     """Run an experiment of the article; writes results.csv, its settings and the charts, and prints the accuracies.
     A run that was ended goes on after the last epoch it finished. Exits with a message if something is wrong
     (`SystemExit`)."""
+    if amp and no_amp: raise SystemExit('fastinit-article: --amp or --no-amp, not both')
     given = dict(model=model, data=data, size=size, n_train=n_train, n_valid=n_valid, bs=bs, epochs=epochs, opt=opt,
-                 amp='yes' if amp else None, lrs=lrs, schemes=schemes, seeds=seeds)
+                 amp='yes' if amp else 'no' if no_amp else None, lrs=lrs, schemes=schemes, seeds=seeds)
     given,out = {k:v for k,v in given.items() if v is not None},Path(out)
     command = _command(experiment, dict(given, best_of=best_of) if best_of else given)
     plt.switch_backend('agg')

@@ -11,7 +11,7 @@ __all__ = ['new_learner', 'run_cell', 'processor', 'run_experiment']
 from fastai.vision.all import *
 from fastprogress.fastprogress import progress_bar
 from importlib.metadata import version
-import gc, platform
+import gc, platform, warnings
 from ..callback import *
 from .data import *
 from .models import *
@@ -41,6 +41,16 @@ class _Autocast(Callback):
         self.autocast.__enter__()
     def after_pred(self): self.learn.pred = to_float(self.pred)
     def after_loss(self): self.autocast.__exit__(None, None, None)
+
+def _has_bfloat16()->bool: # None of torch's public functions tells
+    "Does oneDNN, which torch computes with on a CPU, have bfloat16 for this processor?"
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+def _check_amp(device):
+    "Warn where bfloat16 costs time instead of saving it"
+    if device.type=='cpu' and not _has_bfloat16():
+        warnings.warn('this processor has no instructions for bfloat16: training takes about ten times as long as in '
+                      'float32. Train in float32: --no-amp, or amp = no in the settings', stacklevel=3)
 
 # %% ../../nbs/23_article_runs.ipynb #f9807079
 def _save(path, write):
@@ -158,7 +168,9 @@ def run_experiment(
     want = [(seed,lr,k) for seed in cfg['seeds'] for lr in lrs for k in cfg['schemes'] if lr in rates[k]]
     done = set(zip(res.seed, res.lr, res.scheme))
     state = None if out is None else Path(out)/'unfinished.pt'
-    bar = progress_bar([c for c in want if c not in done])
+    todo = [c for c in want if c not in done]
+    if cfg['amp'] and todo: _check_amp(dls.device)
+    bar = progress_bar(todo)
     for seed,lr,scheme in bar:
         gc.collect() # a Learner is a cycle, and keeps its weights until it is found
         bar.comment = f'{scheme}, learning rate {lr:g}, seed {seed}'

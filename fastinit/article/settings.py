@@ -9,7 +9,7 @@ __all__ = ['opts', 'settings_file', 'data_sets', 'read_experiment', 'read_run', 
 
 # %% ../../nbs/22_article_settings.ipynb #5fe88864
 from fastai.vision.all import *
-from configparser import ConfigParser
+from configparser import ConfigParser, Error as ParsingError
 from .models import *
 import fastinit
 
@@ -48,15 +48,24 @@ _keys = dict(data=_Setting(str, 'a name or folder'), model=_name(architectures),
 #: The article's experiments
 settings_file = Path(fastinit.__file__).parent/'article'/'experiments.ini'
 
+def _read_sections(path):
+    "A file of settings as it stands, or what is wrong with it in one line"
+    cfg = ConfigParser(interpolation=None) # a folder's name may hold a %
+    try: found = cfg.read(path, encoding='utf-8')
+    except (ParsingError, UnicodeDecodeError) as e:
+        raise ValueError(f"{path} is not a file of settings: {' '.join(str(e).split())}") from None
+    if not found:
+        raise FileNotFoundError(f'no settings at {path}: pass another --settings, or none for those of fastinit')
+    return cfg
+
 def read_experiment(
     name:str, # Section of the settings
     path:str|Path|None=None, # The file; None for `settings_file`
     **kwargs # Take the place of the section's, as text
 )->dict: # data, model, size, n_train, n_valid, bs, epochs, opt, amp, lrs, schemes, seeds
     "One experiment of the settings, checked; raises `ValueError` or `FileNotFoundError` that names what is wrong."
-    path,cfg = path or settings_file,ConfigParser()
-    if not cfg.read(path):
-        raise FileNotFoundError(f'no settings at {path}: pass another --settings, or none for those of fastinit')
+    path = path or settings_file
+    cfg = _read_sections(path)
     if name not in cfg or name=='DEFAULT':
         raise ValueError(f"no experiment '{name}' in {path}; there are {', '.join(cfg.sections())}")
     res = {}

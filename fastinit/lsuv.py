@@ -201,7 +201,8 @@ def _warn_slow(rows, std, tol, stacklevel=3):
     if not slow: return
     own = slow[0].std # the layer may be right where what its activation makes of it is not
     where = 'after its activation' if abs(own/std-1)<=tol else f'at {own:.3g}'
-    text = f'{len(slow)} layers did not reach std {std:g} within {tol:g} (first: {slow[0].layer}, {where})'
+    layers = f"{len(slow)} layer{'s'*(len(slow)>1)}"
+    text = f'{layers} did not reach std {std:g} within {tol:g} (first: {slow[0].layer}, {where})'
     warnings.warn(text, stacklevel=stacklevel)
 
 _predicted = 'the means and stds are predicted: verify=False leaves out the pass that measures them'

@@ -92,7 +92,8 @@ def warn_off(
     if not off: return
     n,(now,was) = next(iter(off.items()))
     causes = [*(repr(cb) for cb in _causes(learn)), *differs_in_training(check_model(learn.model))]
-    text = (f'{len(off)} layers give another std in the first training batch than in the report, by more than a factor '
+    layers = f"{len(off)} layer{'s'*(len(off)>1)}"
+    text = (f'{layers} gave another std in the first training batch than in the report, by more than a factor '
             f'of 2 (first: {n}, {short_number(now)}, not {short_number(was)}); ')
     text += f"the cause could be {', '.join(causes)}" if causes else 'no callback could be the cause: look at the data'
     report.notes.append(text)

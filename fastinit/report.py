@@ -269,10 +269,10 @@ def unknown_note(
     "What an initialization passes over, as it does not know the type."
     found = unknown_weights(model)
     if not found: return []
-    n,types = sum(n for _,n,_ in found.values()),list(dict.fromkeys(t for t,_,_ in found.values()))
+    n,m,types = sum(n for _,n,_ in found.values()),len(found),list(dict.fromkeys(t for t,_,_ in found.values()))
     where = f"{', '.join(types[:4])}{', …' if len(types)>4 else ''}; first: {first(found)}"
     todo = ('name them in `layers=`, or ' if any(can for _,_,can in found.values()) else '') + 'initialize them by hand'
-    return [f'{n} weights in {len(found)} modules of unknown type ({where}) are not initialized: {todo}']
+    return [f"{n} weight{'s'*(n>1)} in {m} module{'s'*(m>1)} of unknown type ({where}): not initialized; {todo}"]
 
 def init_stats(
     model:nn.Module, # Any model; stays bit-identical

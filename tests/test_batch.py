@@ -139,7 +139,7 @@ def test_that_it_was_late_comes_first(kind):
     learn = learner(LOADERS[kind](), nn.Sequential(nn.Linear(12,24), nn.ReLU(), Raw(), nn.Linear(24,2)), LSUVCallback())
     fit(learn, 1, 0.)
     late,unknown = learn.lsuv.report.notes
-    assert late.startswith('initialized at the first training batch') and unknown.startswith('1 weights in 1 modules of unknown type (Raw;')
+    assert late.startswith('initialized at the first training batch') and unknown.startswith('1 weight in 1 module of unknown type (Raw;')
 
 @pytest.mark.parametrize('kind', ['generator','sampler_generator'])
 def test_report_and_comparison_of_a_generator_leave_it(kind):
@@ -313,7 +313,7 @@ class Hidden(Callback):
     def before_batch(self): elsewhere(self)
 def test_warning_names_the_cause():
     learn = learner(cbs=[First(), LSUVCallback(), Hidden()])
-    with pytest.warns(UserWarning, match=r'layers give another std in the first training batch than in the report, .*cause could be .*Hidden') as ws: fit(learn, 2, 0.)
+    with pytest.warns(UserWarning, match=r'layers? gave another std in the first training batch than in the report, .*cause could be .*Hidden') as ws: fit(learn, 2, 0.)
     said = [str(w.message) for w in ws if 'first training batch' in str(w.message)]
     assert len(said)==1 and said[0] in learn.lsuv.report.notes and f"{learn.first.stds['0']:.3g}" in said[0] and learn.first.stds['0']<0.01
 

@@ -461,7 +461,7 @@ class Experts(nn.Module):
 def test_unknown_weights_are_named():
     net = nn.Sequential(GraphConv(30,30), Experts(), nn.Linear(30,5))
     for r in (true(net, x), init_(net, 'kaiming', x), init_(net, 'lsuv', x)):
-        assert '2 weights in 2 modules of unknown type (GraphConv, Experts; first: 0) are not initialized: name them in `layers=`' in str(r)
+        assert '2 weights in 2 modules of unknown type (GraphConv, Experts; first: 0): not initialized; name them in `layers=`' in str(r)
     r = true(net, x, layers=(GraphConv, nn.Linear))
     assert 'unknown type' not in str(r)
     all_ok(r, '0', '2')

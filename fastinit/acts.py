@@ -42,7 +42,7 @@ class GeneralReLU(nn.Module):
 # %% ../nbs/02_acts.ipynb #afef52cb
 @torch.no_grad()
 def is_activation(
-    m:nn.Module, # A module; it is called on a few numbers if it has neither children nor parameters
+    m:nn.Module, # A module; a copy is called on a few numbers if it has neither children nor parameters
 )->bool: # Is it a nonlinear function of each element alone?
     "Is `m` an elementwise activation, such as `nn.GELU` or a class of one's own?"
     if isinstance(m, GeneralReLU): return True
@@ -52,7 +52,9 @@ def is_activation(
     z = torch.linspace(-3, 3, 36, device='cpu' if mine is None else mine.device)
     z = z.view(1,3,3,4).movedim(3, 1) # both signs in every channel
     mix = lambda t: t.flatten().roll(5).view_as(t)
-    try: y,y_mixed,y_part = m(z.clone()),m(mix(z)),m(z[:,:2].clone())
+    try:
+        f = deepcopy(m).forward # no hook of the user's is called
+        y,y_mixed,y_part = f(z.clone()),f(mix(z)),f(z[:,:2].clone())
     except Exception: return False # it wants another shape
     if not isinstance(y, Tensor) or y.shape!=z.shape: return False
     same = partial(torch.allclose, atol=1e-5) # a value may be rounded otherwise in another place
@@ -87,6 +89,7 @@ def _second_moment(act, panels=np.arange(-12,12), n=24):
     z,w = (panels[:,None] + (x+1)/2).ravel(),np.tile(w/2, len(panels))
     if isinstance(act, nn.Module): act = deepcopy(act).cpu().double() # it may be on a device that has no double
     y = to_np(act(torch.from_numpy(z.copy())).double())
+    if y.shape!=z.shape: raise ValueError(f'{z.shape} in, {y.shape} out')
     return (w * y**2 * np.exp(-z**2/2)).sum() / math.sqrt(2*math.pi)
 
 # %% ../nbs/02_acts.ipynb #a1d9410e
@@ -100,16 +103,18 @@ def _slope(act):
 
 @torch.no_grad()
 def act_gain(
-    nonlinearity:str|Callable, # Name in `torch.nn.functional`, 'linear', a module, or any elementwise function
+    nonlinearity:str|Callable, # Name in `torch.nn.functional`, 'linear', a module or its class, or any elementwise function
     a:float=0., # Negative slope, for 'relu' and 'leaky_relu' only
 )->float: # 1/sqrt(E[act(z)²]) with z ~ N(0,1)
     """The factor that gives `nonlinearity`'s output a second moment of 1 for standard normal input
     (He et al. 2015, section 2.2); raises `ValueError` if there is none."""
-    act = nonlinearity
+    act = nonlinearity() if isinstance(nonlinearity, type) else nonlinearity # as fastai's `act_cls`
     if isinstance(act, str): act = _named_act('leaky_relu' if act=='relu' else act, a)
     slope = _slope(act)
     if slope is not None: return math.sqrt(2/(1+slope**2))
-    m2 = _second_moment(act)
+    try: m2 = _second_moment(act)
+    except Exception as e:
+        raise ValueError(f'{nonlinearity} is no function of each element of a tensor ({e}): it has no gain') from e
     if not (math.isfinite(m2) and m2>0): raise ValueError(f'{nonlinearity}: E[act(z)²] is {m2}, so it has no gain')
     return float(m2**-0.5)
 
@@ -136,12 +141,16 @@ def _starts_anew(m):
     try: return torch.allclose(deepcopy(m).forward(10*z), deepcopy(m).forward(z), rtol=1e-2) # the same for larger input
     except Exception: return False # it wants another shape
 
-def _gain_before(node, mods):
-    "Gain for what `node` computes, which the layer that it feeds must undo"
+def _gain(o): return act_gain(o) if callable(o) else o
+
+def _source(node, mods, sources):
+    "The activation behind what `node` computes, or the gain that a layer after it needs; `sources` are those before it"
     act = _node_act(node, mods)
-    if act is not None: return act_gain(act)
-    if node.op=='call_module' and _starts_anew(mods[node.target]): return 1.
-    gains = {_gain_before(o, mods) for o in node.all_input_nodes}
+    if act is not None: return act
+    found = [sources[o] for o in node.all_input_nodes]
+    if node.op=='call_module' and _starts_anew(mods[node.target]) or not found: return 1.
+    if len(found)==1: return found[0]
+    gains = set(map(_gain, found))
     return gains.pop() if len(gains)==1 else 1.
 
 def auto_gains(
@@ -153,8 +162,9 @@ def auto_gains(
     except Exception as e:
         raise ValueError(f"nonlinearity='auto' cannot trace {type(model).__name__} ({e}): "
                          "name the nonlinearity, such as 'relu'") from e
-    mods,res = dict(model.named_modules()),{}
-    for node in graph.nodes:
-        if node.op!='call_module' or not is_affine(mods[node.target]): continue
-        res.setdefault(node.target, _gain_before(node.args[0], mods))
+    mods,sources,res = dict(model.named_modules()),{},{}
+    for node in graph.nodes: # in the order of execution
+        sources[node] = _source(node, mods, sources)
+        if node.op!='call_module' or not is_affine(mods[node.target]) or not node.all_input_nodes: continue
+        res.setdefault(node.target, _gain(sources[node.all_input_nodes[0]]))
     return res

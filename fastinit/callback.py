@@ -35,13 +35,11 @@ def _misfit(e):
     if isinstance(e, InitError): return e.__cause__ is not None
     return isinstance(e, (AssertionError,AttributeError,KeyError))
 
-# %% ../nbs/18_callback.ipynb #5169500f
 def _predicts():
     "Is this `before_fit` that of `validate`, `get_preds` or `with learn`, or of `tta`? Nothing but the caller tells"
     codes = {Learner.__enter__.__code__, Learner.tta.__code__}
     return any(f.f_code in codes for f,_ in traceback.walk_stack(None))
 
-# %% ../nbs/18_callback.ipynb #e0784b4d
 class InitCallback(Callback):
     """Initialize the model with `scheme` before its first fit, once; `report` then holds what its layers gave.
 
@@ -71,8 +69,9 @@ class InitCallback(Callback):
     ):
         check_scheme(scheme, kwargs)
         if watch: WatchCallback(watch) # which checks it
-        store_attr()
+        store_attr('scheme,watch')
         self.kwargs = kwargs
+        vars(self).update(bound_choice(scheme, layers=layers, force=force, include_paramless=include_paramless))
         self.reset()
 
     def reset(self)->None:

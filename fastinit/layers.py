@@ -6,8 +6,8 @@ Docs: https://fastinit.github.io/fastinit/layers.html.md"""
 
 # %% auto #0
 __all__ = ['affine_types', 'recurrent_types', 'norm_types', 'LayerChoice', 'is_transposed', 'is_affine', 'is_known',
-           'layer_names', 'is_leaf', 'leaves', 'unwrap', 'attention_units', 'is_batchnorm', 'check_model', 'Layers',
-           'chosen_layers', 'params_of', 'scaled_param', 'zero_layers', 'recurrent_params', 'split_layers',
+           'layer_names', 'is_leaf', 'leaves', 'unwrap', 'attention_units', 'is_batchnorm', 'check_model', 'as_choice',
+           'Layers', 'chosen_layers', 'params_of', 'scaled_param', 'zero_layers', 'recurrent_params', 'split_layers',
            'init_layers', 'unknown_weights']
 
 # %% ../nbs/01_layers.ipynb #2424b74c
@@ -24,7 +24,6 @@ from .tensors import *
 # %% ../nbs/01_layers.ipynb #a7d0b945
 #: Layers whose output is affine in their weight, and those that recur: what is initialized if `layers=` names no others
 affine_types = (nn.Linear, _ConvNd, nn.Bilinear)
-
 recurrent_types = (nn.RNNBase, nn.modules.rnn.RNNCellBase)
 
 #: Normalizations, after which variance starts anew
@@ -119,11 +118,14 @@ def check_model(
     return model
 
 # %% ../nbs/01_layers.ipynb #91b35f74
+def as_choice(layers):
+    "`layers`, in any of its forms, as None, a function or a list"
+    if layers is None or callable(layers) and not isinstance(layers, (type, nn.Module)): return layers
+    return [layers] if isinstance(layers, (type, str, nn.Module)) else list(layers)
+
 def _chooser(layers):
-    "`layers`, in any of its forms, as a predicate on (name, module)"
-    if layers is None: return lambda n,m: is_known(m)
-    if callable(layers) and not isinstance(layers, (type, nn.Module)): return layers
-    layers = [layers] if isinstance(layers, (type, str, nn.Module)) else list(layers)
+    "`layers`, as `as_choice` has it, as a predicate on (name, module)"
+    if not isinstance(layers, list): return layers or (lambda n,m: is_known(m))
     types,names,mods = (tuple(o for o in layers if isinstance(o,t)) for t in (type,str,nn.Module))
     inside = {o for m in mods for o in m.modules()}
     def _chosen(n, m):
@@ -155,9 +157,9 @@ def _nothing_chosen(names, layers):
 
 def _chosen(names, layers):
     "Dotted name → module, of those of `names` that `layers` chooses"
-    chosen = _chooser(layers)
+    chosen = _chooser(choice := as_choice(layers))
     res = {n:m for m,n in names.items() if chosen(n, m)}
-    for o in [layers] if isinstance(layers, str) else layers if isinstance(layers, (list,tuple,L)) else []:
+    for o in choice if isinstance(choice, list) else []:
         if isinstance(o, str): _check_hit(o, res, names)
     for n,m in res.items():
         if not isinstance(m, recurrent_types) and not _has_weight(m):
@@ -249,7 +251,6 @@ def _kept(names, todo, force, by_default):
     mine = {id(p) for m in todo.values() for p in params_of(m)}
     return {id(p) for p in params if not by_default or not (force or p.requires_grad)} - mine
 
-# %% ../nbs/01_layers.ipynb #5e7b2304
 def split_layers(
     model:nn.Module, # Looked through, never called
     layers:LayerChoice=None, # As in `init_layers`
@@ -268,7 +269,6 @@ def split_layers(
     todo = {n:m for n,m in chosen.items() if n not in left}
     return Layers(todo, left, _kept(names, todo, force, layers is None), layers is None),left
 
-# %% ../nbs/01_layers.ipynb #854491f8
 def init_layers(
     model:nn.Module, # Looked through, never called
     layers:LayerChoice=None, # Types, dotted names (a parent's stands for all in it), modules, or a `f(name, module)`

@@ -9,6 +9,7 @@ __all__ = ['lsuv_', 'lsuv_residual_']
 
 # %% ../nbs/11_lsuv.ipynb #b286db5d
 from fastai.basics import *
+from fastai.callback.hook import has_params
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -21,6 +22,7 @@ from .probe import *
 from .pool import *
 from .stats import *
 from .report import *
+from .fill import *
 from .schemes import *
 from .branches import *
 from .correction import *
@@ -29,9 +31,13 @@ from .at_activation import *
 # %% ../nbs/11_lsuv.ipynb #f221a8df
 def _is_scale(v): return v in (None,'auto') or isinstance(v, (int,float)) and v>=0
 
-def _check_options(pre='kaiming', std=1., center=True, at='layer', branch_scale=None, verify=True, **_):
-    if pre is not None: get_scheme(pre)
-    if not (isinstance(std, (int,float)) and std>0): raise ValueError(f'std={std!r}: must be over 0')
+def _is_positive(v): return isinstance(v, (int,float)) and v>0
+
+def _check_options(
+    pre='kaiming', std=1., center=True, at='layer', branch_scale=None, tol=1e-3, max_iter=10, verify=True, **_):
+    if pre is not None: check_scheme(pre, {})
+    for k,v in dict(std=std, tol=tol, max_iter=max_iter).items():
+        if not _is_positive(v): raise ValueError(f'{k}={v!r}: must be over 0')
     if at not in ('layer','activation'): raise ValueError(f"at={at!r}: must be 'layer' or 'activation'")
     if center not in (True,False,'channel'): raise ValueError(f"center={center!r}: must be True, False or 'channel'")
     if not _is_scale(branch_scale):
@@ -106,6 +112,7 @@ class _Passes:
 def _check_finite(rows):
     for r in rows:
         if math.isfinite(r.mean) and math.isfinite(r.std): continue
+        if not has_params(r.module): continue # a mask of −inf, say, is meant so; what it does to layers shows there
         raise InitError(f'{r.layer} ({r.type}) gives values that are not finite: look for NaN or inf in the batch '
                         'and in the weights, or for values too large for the dtype. The model is as it was')
 
@@ -154,7 +161,7 @@ def _no_single_value(fix):
     for n,(_,_,count) in fix.waiting.items():
         if count>1: continue
         raise InitError(f'{n} ({type(fix.layers[n]).__name__}) gives a single value on this batch, which has no std: '
-                        'use a larger batch')
+                        'use a larger batch, or, if it gives one whatever the batch, freeze it or choose without it')
 
 def _corrected(passes, verify, rounds=6):
     "Correct, measure, and repeat for the layers that are off; the rows of the last pass"
@@ -232,20 +239,21 @@ def lsuv_(
 )->InitReport: # One row per layer, in order of execution
     """Layer-sequential unit variance: each layer corrected in one forward pass, measured in a second
     (Mishkin & Matas 2015, arXiv 1511.06422, algorithm 1); raises `InitError`, or `ValueError` for a wrong option."""
-    _check_options(pre, std, center, at, branch_scale, verify)
+    _check_options(pre, std, center, at, branch_scale, tol, max_iter, verify)
     model = unwrap(model)
     with Pool(model) as pool: # a failure in it is told to the other processes, if there are any
         todo,left = split_layers(model, layers, force=force)
         scaled = {n:m for n,m in todo.items() if not isinstance(m, recurrent_types)}
-        acts = [m for m in model.modules() if is_activation(m)] if at=='activation' else []
+        with unmoved_rng(): acts = [m for m in model.modules() if is_activation(m)] if at=='activation' else []
         params = [p for m in todo.values() for p in params_of(m)] if pool.size==1 else list(model.parameters())
         params += [m.sub for m in acts if isinstance(m, GeneralReLU)]
         targets,notes = _branch_targets(model, xb, branch_scale, std, scaled)
         fix = _correction(model, scaled, acts, std, center, at, tol, max_iter, pool=pool, targets=targets)
         new_stats = partial(LayerStats, model, include_paramless)
         if at=='activation': new_stats = partial(AfterActivation, model, scaled, acts)
-        with all_or_nothing(params) as saved, unmoved_rng():
-            if pre is not None and todo: run_scheme(pre, model, todo, *xb)
+        changed = params if pre is None or is_ours(pre) else [*model.parameters(), *params]
+        with all_or_nothing(changed) as saved, unmoved_rng():
+            if pre is not None and with_matrix(todo): run_scheme(pre, model, with_matrix(todo), *xb)
             pool.share(params)
             with probing(model, *xb, but=params) as probe:
                 passes = _Passes(model, xb, fix, saved, new_stats, tol, probe)

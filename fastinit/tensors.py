@@ -90,7 +90,8 @@ def spread_sample(
     v = flat(o)
     n = v.numel()
     if n<2**12: return v.clone()
-    return v.as_strided((31,64), (n//31,1)).clone() # 31 is a prime, so that the runs do not stay in one channel
+    k = v.stride(0) # not 1 where one channel of several, or one value over and over, is given
+    return v.as_strided((31,64), (n//31*k,k)).clone() # 31 is a prime, so that the runs do not stay in one channel
 
 # %% ../nbs/00_tensors.ipynb #83316594
 def sample_values(

@@ -227,10 +227,10 @@ def test_interrupted(error):
     assert learn.lsuv.done and not same(before, weights(learn))
 
 @pytest.mark.parametrize('pre', ['kaiming', None])
-@pytest.mark.parametrize('step', ['split_layers', 'get_scheme', 'run_scheme', 'forward', 'with_status', 'call_notes', 'warn_left'])
+@pytest.mark.parametrize('step', ['split_layers', 'check_scheme', 'run_scheme', 'forward', 'with_status', 'call_notes', 'warn_left'])
 def test_interrupted_between_steps(monkeypatch, step, pre):
     "An interrupt right after any step of LSUV leaves all as it was, and the next fit initializes"
-    if step in ('get_scheme','run_scheme') and pre is None: pre = 'xavier'
+    if step in ('check_scheme','run_scheme') and pre is None: pre = 'xavier'
     learn = quiet(learner(cbs=LSUVCallback(pre=pre)))
     import fastinit.lsuv as lsuv
     f,broken = getattr(lsuv, step),[True]

@@ -177,7 +177,7 @@ class ActivationCorrection(Correction):
     ):
         super().__init__(*args, **kwargs)
         self.tol,self.max_iter = tol,max_iter
-        self.next,self.moved = NextActivation(self.fit, acts),set()
+        self.next,self.moved = NextActivation(self.fit, acts),{} # a GeneralReLU → (for which layer it was moved, its old `sub`)
 
     def __enter__(self):
         self.next.__enter__()
@@ -200,12 +200,19 @@ class ActivationCorrection(Correction):
         "The mean of the layer is what its activation wants"
         return False
 
+    def given_up(self, n:str)->None:
+        "Its activation gets back what it subtracted"
+        for act,(layer,sub) in list(self.moved.items()):
+            if layer!=n: continue
+            act.sub.copy_(sub)
+            del self.moved[act]
+
     def fit(self, n:str, o:Tensor, act:Callable)->None:
         "Scale the layer called `n`, and its output `o`, so that `act` gives the target"
         step,center = self.done[n],None
-        if isinstance(act, GeneralReLU): center = 'sub' if self.center and act not in self.moved else None
+        if isinstance(act, GeneralReLU): center = 'sub' if self.center and self.moved.get(act, (n,))[0]==n else None
         elif step.change.shift is not None and _is_odd(getattr(act, 'forward', act), o): center = 'bias'
-        if center=='sub': self.moved.add(act)
+        if center=='sub': self.moved.setdefault(act, (n,act.sub.clone()))
         z = o.float() if o.dtype in (torch.half, torch.bfloat16) else o
         def _together(*args): return self.pool(n, z.numel(), *_measure(*args))
         s,t,step.converged = solve_scale(act, z, self.target(n), center, self.tol, self.max_iter, _together)

@@ -11,7 +11,7 @@ __all__ = ['InitComparison', 'plot_losses']
 from fastai.basics import *
 from fastprogress.fastprogress import progress_bar
 import matplotlib.pyplot as plt
-import threading
+import inspect, threading
 from numbers import Real
 from collections.abc import Iterable,Iterator,Sequence
 from .tensors import *
@@ -177,6 +177,7 @@ class InitComparison(dict):
 def _limits(losses):
     "Of the y axis: what is far above where the lowest began leaves the panel"
     finite = losses.loss[np.isfinite(losses.loss)]
+    if not len(finite): return None
     low,high,top = finite.min(),finite.max(),2*losses[losses.step==1].groupby('scheme').loss.mean().min()
     if 0 < top < high: high = top
     return low-0.03*(high-low),high+0.03*(high-low)
@@ -226,6 +227,12 @@ def plot_stats(self:InitComparison,
     return list(axs.flat)
 
 # %% ../nbs/19_compare.ipynb #23c922ed
+def _check_plotting(kwargs, steps):
+    "Raise `TypeError` before hours of training for what the chart does not take after it"
+    inspect.signature(plot_init_stats).bind_partial({}, **kwargs)
+    if both := {'axs','figsize'} & kwargs.keys() if steps else ():
+        raise TypeError(f"{', '.join(both)} cannot be chosen with `steps`: draw with `plot()` and `plot_stats()` afterwards")
+
 @patch
 @delegates(plot_init_stats)
 def compare_inits(self:Learner,
@@ -246,6 +253,7 @@ def compare_inits(self:Learner,
     if isinstance(layers, Iterator): layers = list(layers) # which gives its values once
     if steps<0 or seeds<1: raise ValueError(f'steps={steps}, seeds={seeds}: must be 0 and 1 at least')
     if lr is not None and lrs is not None: raise ValueError('both lr and lrs were given: pass one of them')
+    _check_plotting(kwargs, steps)
     shown = draws and 'progress' in vars(self)
     if not steps:
         reports = _compare_on_a_batch(self, inits, layers, include_paramless, shown)

@@ -12,6 +12,7 @@ from fastai.basics import *
 from collections.abc import Callable,Iterable
 from dataclasses import dataclass
 from typing import Any
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from .tensors import *
 from .layers import *
@@ -38,8 +39,8 @@ class Affine:
         "Change weight and bias of `m` so that it gives what `self` makes of its output"
         scaled_param(m).data.mul_(self.scale) # by `data`: a backward pass within the forward finds nothing amiss
         b = getattr(m, 'bias', None)
-        shift = self.shift.flatten() if isinstance(self.shift, Tensor) else self.shift
-        if isinstance(b, Tensor): Affine(self.scale, shift)(b.data)
+        s = self.shift.flatten() if isinstance(self.shift, Tensor) else self.shift # one number, or one per channel
+        if isinstance(b, Tensor): Affine(self.scale, s)(flat(b.data))
         torch.clear_autocast_cache() # of the old weight
 
     def then(self, other:'Affine')->'Affine':
@@ -148,6 +149,9 @@ class Correction:
         "Is the mean of the layer called `n` to be 0 when all is done?"
         return self.centers(n)
 
+    def given_up(self, n:str)->None:
+        "Called when the layer called `n` gets its weights back, as it does not answer to them"
+
     def corrected(self, n:str, o:Any, again:Callable)->None:
         "Called with the output `o` of a layer that was corrected, or need not be; `again()` gives it anew"
 
@@ -254,6 +258,7 @@ def careful(self:Correction, n:str, again:Callable, sd:float|Tensor, mean:float|
         self.left[n] = 'not affine'
         self.done.pop(n, None)
         self.saved.restore(only=layer.parameters())
+        self.given_up(n)
         return again()
     was,before = Saved(layer.parameters()),self.error(n, sd, mean)
     change,out,after = self.attempt(n, again, sd, mean)
@@ -269,14 +274,22 @@ def careful(self:Correction, n:str, again:Callable, sd:float|Tensor, mean:float|
     return out
 
 # %% ../nbs/09_correction.ipynb #ac59e2ff
+def _channels(m, o):
+    "Which dimension of `o`, the output of `m`, its bias belongs to; None if nothing tells"
+    if isinstance(m, _ConvNd): return o.ndim-1-len(m.kernel_size)
+    if isinstance(m, (_NormBase, nn.GroupNorm)): return 1
+    if is_affine(m) or isinstance(m, nn.LayerNorm) and m.bias.ndim==1: return o.ndim-1
+    alike = [d for d in range(1, o.ndim) if o.shape[d]==m.bias.numel()]
+    return alike[0] if len(alike)==1 else None
+
 class ChannelCorrection(Correction):
     """A `Correction` that takes the mean out of each channel and scales by what is left, the std within channels;
     as `Correction` where there is no bias to take it, and in a further pass where the channels have no spread."""
     def moments_of(self, n:str, out:Any)->tuple:
         "(std within channels, mean of each) of `out`, of all processes together"
         m = self.layers[n]
-        dim = out.ndim-1-(len(m.kernel_size) if isinstance(m, _ConvNd) else 0)
-        if n in self.flat or not self.centers(n) or out.shape[dim]!=m.bias.numel(): return super().moments_of(n, out)
+        dim = None if n in self.flat or not self.centers(n) else _channels(m, out)
+        if dim is None or out.shape[dim]!=m.bias.numel(): return super().moments_of(n, out)
         others,dtype = [d for d in range(out.ndim) if d!=dim],torch.promote_types(out.dtype, torch.float)
         with torch._C.DisableTorchFunction():
             mean = out.mean(others, keepdim=True, dtype=dtype)

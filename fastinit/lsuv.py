@@ -206,10 +206,10 @@ def _warn_slow(rows, std, tol, stacklevel=3):
     "One warning for layers that did not get to the target"
     slow = [r for r in rows if r.converged is False]
     if not slow: return
-    own = slow[0].std # the layer may be right where what its activation makes of it is not
-    where = 'after its activation' if abs(own/std-1)<=tol else f'at {own:.3g}'
+    r = slow[0]
+    where = f'at {r.std:.3g}' if r.std_after is None else f'at {r.std_after:.3g} after its activation'
     layers = f"{len(slow)} layer{'s'*(len(slow)>1)}"
-    text = f'{layers} did not reach std {std:g} within {tol:g} (first: {slow[0].layer}, {where})'
+    text = f'{layers} did not reach std {ifnone(r.target, std):g} within {tol:g} (first: {r.layer}, {where})'
     warnings.warn(text, stacklevel=stacklevel)
 
 _predicted = 'the means and stds are predicted: verify=False leaves out the pass that measures them'

@@ -294,7 +294,7 @@ def forward(
     if not xb: raise InitError('no batch given: pass the inputs of the model, such as `lsuv_(model, x)`')
     try: return model(*xb)
     except InitError: raise
-    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError) as e:
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as e:
         shapes = ', '.join(str(tuple(o.shape)) if isinstance(o,Tensor) else type(o).__name__ for o in xb)
         raise InitError(f'{_culprit(e, layer_names(model))} failed on a batch of shape {shapes}: {e}. '
                         f'The model is as it was; {_remedy(xb, e, model)}') from e

@@ -210,8 +210,7 @@ def __repr__(self:InitReport): return '\n'.join(self._lines(self.summary))
 
 @patch
 def __str__(self:InitReport):
-    df = self.df[[c for c in compact_columns if c in self.df]]
-    table = df.to_string(max_rows=24, na_rep='', float_format=short_number)
+    table = self.df.filter(compact_columns).to_string(max_rows=24, na_rep='', float_format=short_number)
     return '\n'.join(filter(None, [*self._lines(self.counts), self.advice, table]))
 
 # %% ../nbs/06_report.ipynb #6f6580ea
@@ -235,8 +234,11 @@ def with_status(
     "The `Row` of each layer, with its status."
     rows,targets = (pool or Pool()).together(stats.table()),targets or {}
     for r in rows: r.target = targets.get(r.layer)
-    silent = {r.layer:r.module for r in rows if r.mean==r.std==0}
-    zero = zero_layers({n:m for n,m in silent.items() if isinstance(getattr(m,'weight',None), Tensor)}, gains=True)
+    inner = {a:m for m,a in attention_units(r.module for r in rows).items()}
+    silent = {r.layer: inner.get(r.module, r.module) for r in rows if r.mean==r.std==0}
+    weighted = {n:m for n,m in silent.items() if isinstance(getattr(m, 'weight', None), Tensor)}
+    factors = {n:params_of(m) for n,m in silent.items() if n not in weighted} # ReZero's, LayerScale's
+    zero = zero_layers(weighted, gains=True) | {n for n,ps in factors.items() if ps and not any(p.any() for p in ps)}
     add_status(rows, {*zero, *(n for n,t in targets.items() if t==0)}, target)
     return rows
 
@@ -247,10 +249,8 @@ def call_notes(
     several = [r for r in rows if r.highest>2*r.lowest]
     notes = [f'{r.layer} gave a std from {short_number(r.lowest)} to {short_number(r.highest)} in {r.calls} calls'
              for r in several[:3]]
-    if len(several)>3: notes.append(f'and so did {len(several)-3} other layers')
-    return notes
+    return notes + [f'and so did {len(several)-3} other layers']*(len(several)>3)
 
-# %% ../nbs/06_report.ipynb #97d1fe82
 def frame(
     rows:list, # As `with_status` gives them
     **columns # Name → list of numbers, perhaps not yet read from the device: further columns

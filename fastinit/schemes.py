@@ -92,9 +92,9 @@ def _orthogonal(w, gain):
     if max(rows, cols) < 2*min(rows, cols): # AᵀA would square too large a condition number
         return nn.init.orthogonal_(w, gain)
     a = w.new_empty(rows, cols, dtype=torch.promote_types(w.dtype, torch.float)).normal_()
-    tall = a if rows>cols else a.T
-    q = torch.linalg.solve_triangular(torch.linalg.cholesky(tall.T@tall), tall.T, upper=False)
-    return w.copy_((q.T if rows>cols else q).reshape(w.shape)).mul_(gain)
+    tall = a if rows>cols else a.mH
+    q = torch.linalg.solve_triangular(torch.linalg.cholesky(tall.mH@tall), tall.mH, upper=False)
+    return w.copy_((q.mH if rows>cols else q).reshape(w.shape)).mul_(gain)
 
 def orthogonal_(
     model:nn.Module, # Changed in place
@@ -171,15 +171,15 @@ def check_scheme(
 )->None:
     "Raise `ValueError` for an unknown scheme or a wrong value, `TypeError` for an unknown option, before anything runs."
     f = get_scheme(scheme)
-    if getattr(f, '__module__', '')=='torch.nn.init':
-        raise TypeError(f"{scheme_name(f)}_ fills one tensor: pass a name, {', '.join(schemes)}, or a function of (model)")
+    inner,given = (f.func,f.keywords) if isinstance(f, partial) else (f,{})
+    if getattr(inner, '__module__', '')=='torch.nn.init':
+        raise TypeError(f"{inner.__name__} fills one tensor: pass a name, {', '.join(schemes)}, or a function of (model)")
     params = inspect.signature(f).parameters.values()
     known = [p.name for p in params if p.kind==p.KEYWORD_ONLY or p.default is not p.empty]
     if not any(p.kind==p.VAR_KEYWORD for p in params):
         for k in options:
             if k in known: continue
             raise TypeError(f"{scheme_name(scheme)} has no option '{k}'; it has {', '.join(known) or 'none'}")
-    inner,given = (f.func,f.keywords) if isinstance(f, partial) else (f,{})
     getattr(inner, 'check', noop)(**{**given, **options})
 
 # %% ../nbs/07_schemes.ipynb #2a14d225

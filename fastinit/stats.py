@@ -52,6 +52,8 @@ def as_numbers(self:Moments, v:Tensor)->tuple[float,float]:
     norm = norm_of(v).item()
     if norm==0 and v.amax()==0==v.amin(): return 0.,0. # a zero layer's, at a tenth of the price of the next line
     if not 1e-15 < norm < math.inf and v.dtype!=torch.double: return self.as_numbers(v.double()) # squares out of range
+    if not 1e-150 < norm < 1e150 and 0 < (unit := v.abs().amax().item()) < math.inf and unit!=1: # even in double
+        return tuple(unit*o for o in self.as_numbers(v/unit))
     sq = norm**2 - n*mean**2
     if sq < n*mean**2:
         rounded = torch.tensor(mean, dtype=v.dtype, device='cpu')
@@ -227,7 +229,13 @@ class _Grads(LayerStats):
         o,n = first_tensor(o),self.names[m]
         if o is None or n in self.stds or not o.requires_grad: return
         self.stds[n] = math.nan
-        o.register_hook(lambda g: self.stds.update({n: first_values(g).detach().float().std(correction=min(1, g.numel()-1))}))
+        o.register_hook(partial(self.keep, n))
+
+    def keep(self, n, grad):
+        "The std of `grad`, at the output of the layer called `n`"
+        g = first_values(grad)
+        if not g.numel(): return
+        with torch._C.DisableTorchFunction(): self.stds[n] = self.moments(g)[0]
 
 # %% ../nbs/05_stats.ipynb #80be7ff0
 def rnn_backward(model):

@@ -115,9 +115,9 @@ _verbs = {'not finite':'gone to NaN or inf', 'dead':'died', 'exploding':'explode
 def _layer_changes(status):
     "(status, first step, last step if it is over) of what is wrong with one layer, from its status by step"
     steps,status = list(status),list(status.values())
-    well = [i for i,o in enumerate(status) if o not in _verbs]
     fine = status[-1] not in _verbs or status[0]=='zero' and status[-1]=='vanishing' # zero by design grows slowly
-    if not fine: yield status[-1],steps[well[-1]+1 if well else 0],None
+    others = [i for i,o in enumerate(status) if o!=status[-1]]
+    if not fine: yield status[-1],steps[others[-1]+1 if others else 0],None
     burst = [i for i,o in enumerate(status) if o in ('exploding','not finite')]
     if not burst or status[-1] in ('exploding','not finite'): return
     over = next(i for i in range(burst[0], len(status)) if i not in burst)

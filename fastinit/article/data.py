@@ -25,9 +25,9 @@ def _rgb(images, size):
     x = F.interpolate(tensor(images).float()[:,None], size=(size,size), mode='bilinear')
     return ((x-x.mean())/x.std()).expand(-1, 3, -1, -1)
 
-def _tensor_dls(train, valid, bs):
-    "`DataLoaders` of two lists of (image, label)"
-    train.loss_func,train.c = CrossEntropyLossFlat(),10 # for `Learner` and the model to find
+def _tensor_dls(train, valid, bs, c=10):
+    "`DataLoaders` of two lists of (image, label), of `c` classes"
+    train.loss_func,train.c = CrossEntropyLossFlat(),c # for `Learner` and the model to find
     return DataLoaders.from_dsets(train, valid, bs=bs, num_workers=0, device=default_device())
 
 # %% ../../nbs/20_article_data.ipynb #822db159
@@ -64,17 +64,20 @@ def fashion_mnist(
     n_train:int=0, # Images to train on, at most 60,000; 0 for all
     n_valid:int=0, # Images to validate on, at most 10,000; 0 for all
     path:str|Path|None=None, # Folder that holds the four files, at any depth; None to look in `fashion_paths`
-)->DataLoaders: # Images of shape (bs, 3, size, size) with mean 0 and std 1, classes 0–9
+)->DataLoaders: # Images of shape (bs, 3, size, size) with mean 0 and std 1, classes from 0 to the highest label
     """Fashion-MNIST, or any set in MNIST's format: its training images to train, its test images to validate, or the
     same few of them each time; raises `FileNotFoundError` that says where to get it."""
     path = first(p for p in (fashion_paths if path is None else [path]) if _idx_file(p, 'train-images-idx3'))
     if path is None: raise FileNotFoundError(_no_fashion_mnist)
-    def _parts(kind): return [_read_idx(_idx_file(path, f'{part}-{kind}')) for part in ('train','t10k')]
-    x,y = _parts('images-idx3'),_parts('labels-idx1')
+    names = [f'{part}-{kind}' for kind in ('images-idx3','labels-idx1') for part in ('train','t10k')]
+    if lacking := [o for o in names if not _idx_file(path, o)]:
+        raise FileNotFoundError(f"{path} lacks {', '.join(f'{o}-ubyte' for o in lacking)}")
+    arrays = [_read_idx(_idx_file(path, o)) for o in names]
+    x,y = arrays[:2],arrays[2:]
     idx = [_pick(range(len(o)), n) for o,n in zip(y, (n_train, n_valid))]
     images,labels = (np.concatenate([o[i] for o,i in zip(a, idx)]) for a in (x, y))
     ds = L(zip(_rgb(images, size), tensor(labels).long()))
-    return _tensor_dls(ds[:len(idx[0])], ds[len(idx[0]):], bs)
+    return _tensor_dls(ds[:len(idx[0])], ds[len(idx[0]):], bs, 1+int(max(o.max() for o in y)))
 
 # %% ../../nbs/20_article_data.ipynb #1e06669c
 #: Images of a folder are decoded once and kept, if they fit in so many bytes

@@ -98,4 +98,5 @@ def experiment_title(
     "On what an experiment trained, for a heading."
     s,_ = read_run(path)
     name,n,_ = data_sets.get(s['data'], (s['data'],0,0))
-    return f"{name}, {s['n_train'] or n or 'all':,} images of {s['size']} px, {s['epochs']} epochs"
+    n = s['n_train'] or n
+    return f"{name}, {f'{n:,}' if n else 'all'} images of {s['size']} px, {s['epochs']} epochs"

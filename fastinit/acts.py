@@ -103,7 +103,7 @@ def _slope(act):
 
 @torch.no_grad()
 def act_gain(
-    nonlinearity:str|Callable, # Name in `torch.nn.functional`, 'linear', a module or its class, or any elementwise function
+    nonlinearity:str|Callable, # Name in `torch.nn.functional`, 'linear', a module or its class, any elementwise function
     a:float=0., # Negative slope, for 'relu' and 'leaky_relu' only
 )->float: # 1/sqrt(E[act(z)²]) with z ~ N(0,1)
     """The factor that gives `nonlinearity`'s output a second moment of 1 for standard normal input

@@ -177,7 +177,8 @@ class ActivationCorrection(Correction):
     ):
         super().__init__(*args, **kwargs)
         self.tol,self.max_iter = tol,max_iter
-        self.next,self.moved = NextActivation(self.fit, acts),{} # a GeneralReLU → (for which layer it was moved, its old `sub`)
+        self.next = NextActivation(self.fit, acts)
+        self.moved = {} # a GeneralReLU → (the layer that it was moved for, its `sub` before)
 
     def __enter__(self):
         self.next.__enter__()

@@ -78,7 +78,8 @@ class InitCallback(Callback):
         "As if nothing had been done"
         self.done,self.report = False,None
         self.seen,self.kept = {},{} # what the parameters were when the callback was added; those that must not be lost
-        self.late,self.was = '',None
+        self.late,self.was,self.unchecked,self.stats = '',None,False,None
+        vars(self).pop('order', None) # it no longer waits
 
     @property
     def learn(self)->Any: # A Learner, or None

@@ -231,7 +231,7 @@ def _check_plotting(kwargs, steps):
     "Raise `TypeError` before hours of training for what the chart does not take after it"
     inspect.signature(plot_init_stats).bind_partial({}, **kwargs)
     if both := {'axs','figsize'} & kwargs.keys() if steps else ():
-        raise TypeError(f"{', '.join(both)} cannot be chosen with `steps`: draw with `plot()` and `plot_stats()` afterwards")
+        raise TypeError(f"{', '.join(both)} does not go with `steps`: draw with `plot()` and `plot_stats()` afterwards")
 
 @patch
 @delegates(plot_init_stats)
@@ -290,5 +290,6 @@ def _compare_by_training(learn, cbs, steps, lrs, seeds, shown):
 def _as_new(cb):
     "A copy of `cb` that has not done anything"
     new = copy(cb)
-    vars(new).update(done=False, report=None, seen=None, _learn=None, watch=0)
+    vars(new).update(_learn=None, watch=0)
+    new.reset()
     return new

@@ -10,6 +10,7 @@ __all__ = ['new_weight', 'recurrent_', 'with_matrix', 'fill_layers']
 # %% ../nbs/07_fill.ipynb #f111aa03
 from fastai.basics import *
 from collections.abc import Callable
+from typing import Any
 from .layers import *
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -76,14 +77,14 @@ def fill_layers(
     "New weights by `f` and biases of 0 for every layer to initialize; raises `ValueError` before anything is changed."
     todo = init_layers(model, layers, force=force)
     for n in [] if any_shape else [n for n in todo if n not in with_matrix(todo)]:
-        raise ValueError(f'{n} ({type(todo[n]).__name__}) has a weight of one dimension, and so no fan_in: leave it out '
-                         'of `layers`')
+        raise ValueError(f'{n} ({type(todo[n]).__name__}) has a weight of one dimension, and so no fan_in: leave it '
+                         'out of `layers`')
     for n,m in todo.items():
         if isinstance(m, recurrent_types): recurrent_(m)
         else:
-            padding = getattr(m, 'padding_idx', None)
-            if padding is not None: row = m.weight[padding].clone()
+            padding:Any = getattr(m, 'padding_idx', None)
+            row = None if padding is None else m.weight[padding].clone()
             new_weight(m, partial(f, n, m))
-            if padding is not None: m.weight[padding] = row
+            if row is not None: m.weight[padding] = row
             _zero_bias(m)
     return model

@@ -180,7 +180,7 @@ def counts(self:InitReport)->str: # Such as '54 layers: 5 vanishing (first: 4.co
     def _part(k, ns):
         words = statuses[k].words if k in statuses else k
         return f'{len(ns)} {words}' + ('' if k in ('ok','zero') else f' (first: {ns[0]})')
-    return f"{len(self)} layer{'s'*(len(self)!=1)}: {', '.join(_part(k, ns) for k,ns in self.by_status.items() if k!='off target')}"
+    return f"{len(self)} layer{'s'*(len(self)!=1)}: {', '.join(_part(*o) for o in self.by_status.items() if o[0]!='off target')}"
 
 @patch(as_prop=True)
 def summary(self:InitReport)->str: # Such as '54 layers: 5 vanishing (first: 4.0), 49 ok. Vanishing: initialize with …'

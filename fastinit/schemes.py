@@ -173,7 +173,7 @@ def check_scheme(
     f = get_scheme(scheme)
     inner,given = (f.func,f.keywords) if isinstance(f, partial) else (f,{})
     if getattr(inner, '__module__', '')=='torch.nn.init':
-        raise TypeError(f"{inner.__name__} fills one tensor: pass a name, {', '.join(schemes)}, or a function of (model)")
+        raise TypeError(f"{inner.__name__} fills a tensor: pass a name, {', '.join(schemes)}, or a function of (model)")
     params = inspect.signature(f).parameters.values()
     known = [p.name for p in params if p.kind==p.KEYWORD_ONLY or p.default is not p.empty]
     if not any(p.kind==p.VAR_KEYWORD for p in params):
@@ -203,7 +203,7 @@ def bound_choice(
     scheme:str|Callable, # A name in `schemes`, or a function
     **given # layers, force, include_paramless: as passed beside it
 )->dict: # The same; a generator of layers as a list, which can be read more than once
-    "What to initialize, and what to list: as given, and where nothing is, as bound by `scheme`, if that is a `partial`."
+    "What to initialize and to list: as given, and where nothing is, as bound by `scheme`, if that is a `partial`."
     bound = _bound(get_scheme(scheme))
     res = {k: bound.get(k, v) if v is None or v is False else v for k,v in given.items()}
     return {k: list(v) if isinstance(v, Iterator) else v for k,v in res.items()}

@@ -88,8 +88,8 @@ def test_takes_one_batch(x):
 
 def test_not_a_scheme():
     for f in (nn.init.xavier_normal_, partial(nn.init.normal_, std=2.)):
-        with pytest.raises(TypeError, match='fills one tensor: pass a name, default, '): InitCallback(f)
-        with pytest.raises(TypeError, match='fills one tensor'): LSUVCallback(pre=f)
+        with pytest.raises(TypeError, match='fills a tensor: pass a name, default, '): InitCallback(f)
+        with pytest.raises(TypeError, match='fills a tensor'): LSUVCallback(pre=f)
     for k in ('tol','max_iter','std'):
         for v in ('1e-3', None, 0, -1):
             with pytest.raises(ValueError, match=f'{k}=.*must be over 0'): LSUVCallback(**{k:v})
@@ -309,3 +309,15 @@ def test_target_of_its_own(x):
     "The warning names what was aimed at, and what there is"
     with pytest.warns(UserWarning, match=r'1 layer did not reach std 0.6 within 0.001 \(first: b, at 0.1\d+ after its activation\)'):
         lsuv_residual_(Branched(), x, branch_scale=.6, at='activation', center=True)
+
+def test_waiting_ends_with_the_learner():
+    "A callback that waited for a first batch in one Learner begins anew in another"
+    cb,a,b = LSUVCallback(),quiet_learner(net()),quiet_learner(net())
+    a.add_cb(cb)
+    order = cb.order
+    cb.wait('a stream')
+    assert cb.order>order
+    b.add_cb(cb)
+    assert cb.order==order and not cb.late
+    with b.no_bar(), b.no_logging(): b.fit(1, 0.)
+    assert not any('first training batch' in o for o in cb.report.notes)

@@ -116,7 +116,7 @@ def test_a_plain_number_that_is_subtracted():
 def test_layers_that_do_not_get_there():
     "How many, the first, and where it stands; a layer may be right whose activation is not"
     with pytest.warns(UserWarning) as w: r = lsuv_(net(act=nn.Sigmoid), x, at='activation')
-    assert str(w[0].message)=='2 layers did not reach std 1 within 0.001 (first: 0, after its activation)' and w[0].filename==__file__
+    assert str(w[0].message)==f"2 layers did not reach std 1 within 0.001 (first: 0, at {r['0']['std_after']:.3g} after its activation)" and w[0].filename==__file__
     assert r.df[r.df.type=='Linear'].converged.tolist()==[False,False,True]
     with pytest.warns(UserWarning) as w: lsuv_(nn.Sequential(nn.Linear(30,5).half()), x.half(), std=3., tol=1e-9) # less than 16 bits can tell
     assert [str(o.message) for o in w]==['1 layer did not reach std 3 within 1e-09 (first: 0, at 3)']

@@ -31,7 +31,7 @@ def fitnet4(act, c=10, act_cls=None):
 activations = dict(maxout=Maxout, relu=nn.ReLU, leaky=partial(nn.LeakyReLU, 0.333), tanh=nn.Tanh, sigmoid=nn.Sigmoid)
 architectures.update({f'fitnet4_{k}':partial(fitnet4, act) for k,act in activations.items()})
 
-sections = 'residual','batchnorm',*(f'fitnet4_{k}' for k in activations)
+sections = 'residual','batchnorm',*(f'fitnet4_{k}' for k in activations),'residual_bfloat16','batchnorm_bfloat16'
 steps = [(k, dict(out=str(Path(__file__).with_suffix('')/k))) for k in sections]
 
 if __name__=='__main__':

@@ -184,6 +184,22 @@ def test_best_of(tmp_path):
     best = article.best_table(read_results(tmp_path/'rates')[0]).best_lr
     assert pd.read_csv(tmp_path/'best/results.csv').set_index('scheme').lr.to_dict()==best.to_dict()
 
+def test_best_of_lacks_a_scheme(tmp_path):
+    cfg = dict(read_experiment('simple'), **few, lrs=[1e-3], schemes=['default','lsuv'], seeds=[0])
+    with pytest.raises(ValueError, match='no earlier runs of lsuv: '): run_experiment(cfg, best=dict(default=1e-2))
+
+def test_letters(tmp_path):
+    "As many classes as there are labels; a part that is lacking is named; a title without the number of images"
+    for part,n in (('train',130),('t10k',26)):
+        idx(tmp_path, np.arange(n).repeat(784).reshape(n,28,28), f'{part}-images-idx3-ubyte', False)
+        idx(tmp_path, np.arange(n)%26, f'{part}-labels-idx1-ubyte', False)
+    article.main('simple', data=str(tmp_path), out=str(tmp_path/'out'), size=16, n_train=0, n_valid=0, epochs=1, lrs='1e-3', schemes='default', seeds='0')
+    assert pd.read_csv(tmp_path/'out/results.csv').valid_loss.between(2, 5).all() # log 26 = 3.3
+    assert article.experiment_title(tmp_path/'out')==f'{tmp_path.name}, all images of 16 px, 1 epoch'
+    assert get_data(str(tmp_path), size=16, bs=8, n_train=0, n_valid=0).c==26
+    (tmp_path/'t10k-labels-idx1-ubyte').unlink()
+    with pytest.raises(FileNotFoundError, match='lacks t10k-labels-idx1-ubyte'): get_data(str(tmp_path), size=16, bs=8, n_train=0, n_valid=0)
+
 def test_settings_name_every_experiment():
     for name in ('simple','xresnet50','xresnet50_bn','xresnet50_affine'):
         cfg = read_experiment(name)

@@ -8,7 +8,7 @@ from torch import nn
 from fastai.vision.all import CrossEntropyLossFlat, DataLoaders, Learner
 from fastinit.all import *
 from fastinit.acts import act_gain
-from fastinit.schemes import bound_choice, check_scheme
+from fastinit.schemes import bound_choice
 from fastinit.stats import layer_grads
 from fastinit.watched import Watched
 

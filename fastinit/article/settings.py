@@ -99,4 +99,4 @@ def experiment_title(
     s,_ = read_run(path)
     name,n,_ = data_sets.get(s['data'], (s['data'],0,0))
     n = s['n_train'] or n
-    return f"{name}, {f'{n:,}' if n else 'all'} images of {s['size']} px, {s['epochs']} epochs"
+    return f"{name}, {f'{n:,}' if n else 'all'} images of {s['size']} px, {s['epochs']} epoch{'s'*(s['epochs']>1)}"

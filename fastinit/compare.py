@@ -13,7 +13,7 @@ from fastprogress.fastprogress import progress_bar
 import matplotlib.pyplot as plt
 import inspect, threading
 from numbers import Real
-from collections.abc import Iterable,Iterator,Sequence
+from collections.abc import Iterable,Sequence
 from .tensors import *
 from .layers import *
 from .acts import *
@@ -249,8 +249,7 @@ def compare_inits(self:Learner,
     """Draw what each initialization would do to this model and data, one line each; with `steps`, by training copies
     with the same batches. Model, optimizer, data order and random state stay as they are.
     Raises `TypeError` or `ValueError` before it starts if one of `inits` is none."""
-    inits,draws = _named_inits(inits),rank_distrib()==0
-    if isinstance(layers, Iterator): layers = list(layers) # which gives its values once
+    inits,layers,draws = _named_inits(inits),reusable(layers),rank_distrib()==0
     if steps<0 or seeds<1: raise ValueError(f'steps={steps}, seeds={seeds}: must be 0 and 1 at least')
     if lr is not None and lrs is not None: raise ValueError('both lr and lrs were given: pass one of them')
     _check_plotting(kwargs, steps)

@@ -253,7 +253,7 @@ def lsuv_(
         if at=='activation': new_stats = partial(AfterActivation, model, scaled, acts)
         changed = params if pre is None or is_ours(pre) else [*model.parameters(), *params]
         with all_or_nothing(changed) as saved, unmoved_rng():
-            if pre is not None and with_matrix(todo): run_scheme(pre, model, with_matrix(todo), *xb)
+            if pre is not None and (drawn := with_matrix(todo)): run_scheme(pre, model, drawn, *xb)
             pool.share(params)
             with probing(model, *xb, but=params) as probe:
                 passes = _Passes(model, xb, fix, saved, new_stats, tol, probe)

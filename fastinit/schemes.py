@@ -6,7 +6,7 @@ Docs: https://fastinit.github.io/fastinit/schemes.html.md"""
 
 # %% auto #0
 __all__ = ['schemes', 'fans', 'kaiming_', 'xavier_', 'orthogonal_', 'normal_', 'default_', 'get_scheme', 'scheme_name',
-           'check_scheme', 'is_ours', 'bound_choice', 'run_scheme', 'init_split', 'init_']
+           'check_scheme', 'is_ours', 'reusable', 'bound_choice', 'run_scheme', 'init_split', 'init_']
 
 # %% ../nbs/07_schemes.ipynb #ef529a6d
 from fastai.basics import *
@@ -165,13 +165,16 @@ def scheme_name(
     return getattr(scheme, '__name__', type(scheme).__name__).rstrip('_')
 
 # %% ../nbs/07_schemes.ipynb #46e5011d
+def _parts(f): # A function, and what a `partial` has bound of its options
+    return (f.func,f.keywords) if isinstance(f, partial) else (f,{})
+
 def check_scheme(
     scheme:str|Callable, # A name in `schemes`, or a function
     options:dict, # Name → value: what will be passed to it
 )->None:
     "Raise `ValueError` for an unknown scheme or a wrong value, `TypeError` for an unknown option, before anything runs."
     f = get_scheme(scheme)
-    inner,given = (f.func,f.keywords) if isinstance(f, partial) else (f,{})
+    inner,given = _parts(f)
     if getattr(inner, '__module__', '')=='torch.nn.init':
         raise TypeError(f"{inner.__name__} fills a tensor: pass a name, {', '.join(schemes)}, or a function of (model)")
     params = inspect.signature(f).parameters.values()
@@ -194,25 +197,19 @@ def is_ours(
     scheme:str|Callable, # A name in `schemes`, or a function
 )->bool: # Then it leaves alone by itself what it should, and gives all back on an error
     "Is `scheme` one of fastinit's?"
-    f = get_scheme(scheme)
-    return getattr(getattr(f, 'func', f), '__module__', '').startswith('fastinit.')
+    return getattr(_parts(get_scheme(scheme))[0], '__module__', '').startswith('fastinit.')
 
-def _bound(f): return f.keywords if isinstance(f, partial) else {}
+def reusable(layers): # A generator gives its values once
+    return list(layers) if isinstance(layers, Iterator) else layers
 
 def bound_choice(
     scheme:str|Callable, # A name in `schemes`, or a function
     **given # layers, force, include_paramless: as passed beside it
 )->dict: # The same; a generator of layers as a list, which can be read more than once
     "What to initialize and to list: as given, and where nothing is, as bound by `scheme`, if that is a `partial`."
-    bound = _bound(get_scheme(scheme))
+    bound = _parts(get_scheme(scheme))[1]
     res = {k: bound.get(k, v) if v is None or v is False else v for k,v in given.items()}
-    return {k: list(v) if isinstance(v, Iterator) else v for k,v in res.items()}
-
-def _restricted(todo, model, layers):
-    "Those of `todo` that `layers` chooses too"
-    if layers is None: return todo
-    mine = chosen_layers(model, layers)
-    return Layers({n:m for n,m in todo.items() if n in mine}, todo.left, todo.kept, todo.by_default)
+    return {**res, 'layers':reusable(res['layers'])}
 
 def run_scheme(
     scheme:str|Callable, # A name in `schemes`, or a function of `(model)` or `(model, *xb)`
@@ -223,10 +220,11 @@ def run_scheme(
 )->Any: # What the scheme returns
     "Run `scheme`; whatever it does, what `todo` leaves alone is then bit-identical."
     f = get_scheme(scheme)
-    if _takes(f, 'layers'): kwargs['layers'] = _restricted(todo, model, _bound(f).get('layers'))
+    bound = _parts(f)[1].get('layers')
+    if _takes(f, 'layers'): kwargs['layers'] = todo if bound is None else some_of(todo, chosen_layers(model, bound))
     mods = {n:m for m,n in layer_names(model).items()}
     kept = todo.kept | {id(p) for n in todo.left for p in mods[n].parameters()}
-    with all_or_nothing([p for p in model.parameters() if id(p) in kept and not is_ours(f)], keep=False):
+    with all_or_nothing([] if is_ours(f) else [p for p in model.parameters() if id(p) in kept], keep=False):
         return f(model, *xb, **kwargs) if _takes_batch(f) else f(model, **kwargs)
 
 # %% ../nbs/07_schemes.ipynb #60c5b21a

@@ -2,7 +2,7 @@
 import json, shutil
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
-from fastinit.article.tables import accuracy_table, at_best_lr, balanced, best_difference, best_table, difference_table, last_epoch, read_results, summary_table, whole_seeds
+from fastinit.article.tables import accuracy_table, at_best_lr, balanced, best_difference, best_table, difference_table, last_epoch, read_results, summary_table, whole_seeds, within_seeds
 
 def results(acc, epochs=2, seeds=2):
     "Accuracies {scheme: {lr: [of each seed]}} after the last epoch; 0.9 after those before, so that they must not count"
@@ -67,6 +67,11 @@ def test_best_difference(a, b, words):
     mean,lo,hi,said = best_difference(results({'lsuv':{1e-3:a}, 'kaiming':{1e-2:b}}))
     d = np.subtract(a, b)
     assert np.allclose([mean,lo,hi], [d.mean(),d.min(),d.max()]) and said==words
+
+@pytest.mark.parametrize('a,b,less', [([.8,.7],[.65,.69],True), ([.8,.7],[.6,.6],False), ([.6,.5],[.6,.6],False), ([.8],[.6],False)])
+def test_within_seeds(a, b, less):
+    "Ahead, by less than the seeds of the one that is ahead differ"
+    assert within_seeds(results({'lsuv':{1e-3:a}, 'kaiming':{1e-2:b}}))==less
 
 def test_summary_table():
     "A row for an experiment, a column for each scheme that was asked for; what made it"

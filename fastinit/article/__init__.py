@@ -8,7 +8,7 @@ from .models import (Affine, affine_norm, architectures, build_model, init_repor
 from .settings import data_sets, experiment_title, opts, read_experiment, read_run, settings_file
 from .runs import new_learner, run_cell, run_experiment
 from .tables import (accuracy_table, at_best_lr, balanced, best_difference, best_table, difference_table,
-                     last_epoch, read_results, summary_table, whole_seeds)
+                     last_epoch, read_results, summary_table, whole_seeds, within_seeds)
 from .command import main, prog
 
 __all__ = ['digits', 'fashion_mnist', 'imagenette', 'image_folder', 'get_data', 'datasets',
@@ -17,4 +17,4 @@ __all__ = ['digits', 'fashion_mnist', 'imagenette', 'image_folder', 'get_data', 
            'opts', 'settings_file', 'read_experiment', 'read_run', 'data_sets', 'experiment_title',
            'new_learner', 'run_cell', 'run_experiment',
            'last_epoch', 'balanced', 'whole_seeds', 'accuracy_table', 'best_table', 'at_best_lr',
-           'difference_table', 'read_results', 'best_difference', 'summary_table', 'main', 'prog']
+           'difference_table', 'read_results', 'best_difference', 'within_seeds', 'summary_table', 'main', 'prog']

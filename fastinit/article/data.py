@@ -70,9 +70,10 @@ def fashion_mnist(
     path = first(p for p in (fashion_paths if path is None else [path]) if _idx_file(p, 'train-images-idx3'))
     if path is None: raise FileNotFoundError(_no_fashion_mnist)
     names = [f'{part}-{kind}' for kind in ('images-idx3','labels-idx1') for part in ('train','t10k')]
-    if lacking := [o for o in names if not _idx_file(path, o)]:
-        raise FileNotFoundError(f"{path} lacks {', '.join(f'{o}-ubyte' for o in lacking)}")
-    arrays = [_read_idx(_idx_file(path, o)) for o in names]
+    files = {o: _idx_file(path, o) for o in names}
+    if lacking := [f'{o}-ubyte' for o,f in files.items() if f is None]:
+        raise FileNotFoundError(f"{path} lacks {', '.join(lacking)}")
+    arrays = list(map(_read_idx, files.values()))
     x,y = arrays[:2],arrays[2:]
     idx = [_pick(range(len(o)), n) for o,n in zip(y, (n_train, n_valid))]
     images,labels = (np.concatenate([o[i] for o,i in zip(a, idx)]) for a in (x, y))

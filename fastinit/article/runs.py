@@ -162,10 +162,10 @@ def run_experiment(
     """Train every scheme at every learning rate from every seed, with a progress bar over the runs; seed by seed, so
     that what is unfinished is balanced. A run that was ended goes on after the last epoch that it finished. Raises
     `ValueError` for other settings than those of `out`, and for a scheme that has no rate in `best`."""
+    if best is not None and (lacking := [k for k in cfg['schemes'] if k not in best]):
+        raise ValueError(f"no earlier runs of {', '.join(lacking)}: train it there too, or leave it out")
     res = pd.DataFrame(columns=['scheme','lr','seed','epoch']) if out is None else _read_done(Path(out), cfg, command)
     if dls is None: dls = get_data(**{k:cfg[k] for k in ('data','size','bs','n_train','n_valid')})
-    if lacking := [] if best is None else [k for k in cfg['schemes'] if k not in best]:
-        raise ValueError(f"no earlier runs of {', '.join(lacking)}: train it there too, or leave it out")
     rates = {k: cfg['lrs'] if best is None else [best[k]] for k in cfg['schemes']}
     lrs = list(dict.fromkeys(lr for o in rates.values() for lr in o))
     want = [(seed,lr,k) for seed in cfg['seeds'] for lr in lrs for k in cfg['schemes'] if lr in rates[k]]

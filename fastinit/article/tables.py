@@ -6,7 +6,7 @@ Docs: https://fastinit.github.io/fastinit/article_tables.html.md"""
 
 # %% auto #0
 __all__ = ['last_epoch', 'balanced', 'whole_seeds', 'accuracy_table', 'best_table', 'at_best_lr', 'difference_table',
-           'read_results', 'best_difference', 'summary_table']
+           'read_results', 'best_difference', 'within_seeds', 'summary_table']
 
 # %% ../../nbs/24_article_tables.ipynb #ff416ec8
 from fastai.vision.all import *
@@ -117,6 +117,15 @@ def best_difference(
     n = f'all {len(d)} seeds' if len(d)>1 else 'the one seed'
     words = f'{a} better in {n}' if d.min()>0 else f'{b} better in {n}' if d.max()<0 else 'no clear difference'
     return d.mean(),d.min(),d.max(),words
+
+def within_seeds(
+    results:pd.DataFrame, # As `run_experiment` gives it
+    a:str='lsuv', # Name of a scheme
+    b:str='kaiming', # Name of another
+)->bool: # False where `a` is not ahead
+    "Is `a` ahead of `b`, each at its best learning rate, by less than its seeds differ?"
+    r = best_table(results).loc[a]
+    return bool(0 < best_difference(results, a, b)[0] < r['max']-r['min'])
 
 # %% ../../nbs/24_article_tables.ipynb #74591b15
 def summary_table(

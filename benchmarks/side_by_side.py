@@ -12,7 +12,7 @@ from fastai.vision.all import xresnet50
 from fastinit.all import *
 from fastinit.article import simple_convnet
 from fastinit.article.runs import processor
-from fastinit.plot import save_png
+from fastinit.looks import save_png
 from lsuv import lsuv_with_singlebatch
 from torchbearer.callbacks.lsuv import LSUV as TorchbearerLSUV
 

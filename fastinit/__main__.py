@@ -1,5 +1,5 @@
 """`python -m fastinit`: which versions are installed, and does LSUV work here on a tiny model? Exits with 1 if not."""
-import platform, sys, warnings
+import argparse, platform, sys, warnings
 from importlib.metadata import version
 with warnings.catch_warnings():
     warnings.filterwarnings('ignore', '.*torch.jit.script', FutureWarning) # of what fastai imports
@@ -53,12 +53,13 @@ def run(check:Callable)->tuple:
         with no_random(): return True,check()
     except Exception as e: return False,f'{type(e).__name__}: {e}'
 
-def main()->int:
-    "Print versions and the self-check; the exit code"
+def main(args:Sequence=())->int: # As typed
+    "Print versions and the self-check, or help; the exit code"
+    argparse.ArgumentParser('python -m fastinit', description=__doc__).parse_args(args)
     if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='replace') # a terminal without − gets ?
     for k,v in versions().items(): print(f'{k:10}{v}')
     res = {'lsuv_ on a tiny model':run(check_lsuv), 'LSUVCallback in a fit':run(check_callback)}
     for what,(ok,details) in res.items(): print(f"{'ok' if ok else 'FAILED':10}{what} ({details})")
     return int(not all(ok for ok,_ in res.values()))
 
-if __name__=='__main__': sys.exit(main())
+if __name__=='__main__': sys.exit(main(sys.argv[1:]))

@@ -10,11 +10,11 @@ __all__ = ['act_funcs', 'GeneralReLU', 'is_activation', 'act_gain', 'auto_gains'
 # %% ../nbs/02_acts.ipynb #1565be3e
 from fastai.basics import *
 from fastai.callback.hook import has_params
-import numpy as np
+import builtins, numpy as np, operator, torch.fx
 from collections.abc import Callable
+from contextlib import suppress
 from .layers import *
 from torch.nn.modules.batchnorm import _NormBase
-import torch.fx
 
 # %% ../nbs/02_acts.ipynb #eb7024cc
 class GeneralReLU(nn.Module):
@@ -40,6 +40,21 @@ class GeneralReLU(nn.Module):
         return f'leak={self.leak}, sub={self.sub.item():.4g}, maxv={self.maxv}'
 
 # %% ../nbs/02_acts.ipynb #afef52cb
+def _trial(**kwargs): return torch.linspace(-3, 3, 36, **kwargs).view(1,3,3,4).movedim(3, 1) # a channel has both signs
+
+def _alone(f, z):
+    "`f(z)`; raises `ValueError` if an element of it depends on others than the one at the same place, or on chance"
+    dim,n = min(z.ndim-1, 1),z.shape[min(z.ndim-1, 1)]
+    def _mix(t): return t.flatten().roll(5).view_as(t)
+    def _part(t): return t.narrow(dim, n//4, n//3+1) # neither of the same mean nor of the same extremes
+    y = f(z.clone())
+    if not isinstance(y, Tensor) or y.shape!=z.shape:
+        raise ValueError(f'{tuple(z.shape)} in, {tuple(getattr(y, "shape", ()))} out')
+    same = partial(torch.allclose, atol=1e-5, equal_nan=True) # a value may be rounded otherwise in another place
+    if not (same(_mix(y), f(_mix(z))) and same(_part(y), f(_part(z).clone()))):
+        raise ValueError('an element depends on other elements, or on chance')
+    return y
+
 @torch.no_grad()
 def is_activation(
     m:nn.Module, # A module; a copy is called on a few numbers if it has neither children nor parameters
@@ -49,18 +64,14 @@ def is_activation(
     if not is_leaf(m) or has_params(m): return False
     if isinstance(m, (_NormBase, nn.Identity, nn.modules.dropout._DropoutNd)): return False
     mine = next((o for o in [*m._buffers.values(), *vars(m).values()] if isinstance(o, Tensor)), None)
-    z = torch.linspace(-3, 3, 36, device='cpu' if mine is None else mine.device)
-    z = z.view(1,3,3,4).movedim(3, 1) # both signs in every channel
-    mix = lambda t: t.flatten().roll(5).view_as(t)
+    z = _trial(device='cpu' if mine is None else mine.device)
     try:
-        f = deepcopy(m).forward # no hook of the user's is called
-        y,y_mixed,y_part = f(z.clone()),f(mix(z)),f(z[:,:2].clone())
+        copy = deepcopy(m)
+        copy.training = False # an `nn.RReLU` draws its slopes in training
+        with torch.random.fork_rng(devices=[]): y = _alone(copy.forward, z) # no hook of the user's is called
     except Exception: return False # it wants another shape
-    if not isinstance(y, Tensor) or y.shape!=z.shape: return False
-    same = partial(torch.allclose, atol=1e-5) # a value may be rounded otherwise in another place
-    elementwise = same(mix(y), y_mixed) and same(y[:,:2], y_part)
     in_proportion = torch.allclose(y*z[0,0,0,0], z*y[0,0,0,0]) # an identity, a constant factor
-    return elementwise and not in_proportion
+    return not in_proportion and not y.isnan().any()
 
 # %% ../nbs/02_acts.ipynb #288a7b76
 _act_names = '''relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ selu selu_ celu celu_ gelu silu mish softplus softsign
@@ -83,23 +94,53 @@ def _named_act(name, a):
     return f
 
 # %% ../nbs/02_acts.ipynb #d473a770
-def _second_moment(act, panels=np.arange(-12,12), n=24):
-    "E[act(z)²] for z ~ N(0,1): Gauss–Legendre between whole numbers, where the usual activations have their kinks"
-    x,w = np.polynomial.legendre.leggauss(n)
-    z,w = (panels[:,None] + (x+1)/2).ravel(),np.tile(w/2, len(panels))
-    if isinstance(act, nn.Module): act = deepcopy(act).cpu().double() # it may be on a device that has no double
-    y = to_np(act(torch.from_numpy(z.copy())).double())
-    if y.shape!=z.shape: raise ValueError(f'{z.shape} in, {y.shape} out')
-    return (w * y**2 * np.exp(-z**2/2)).sum() / math.sqrt(2*math.pi)
+_points,_weights = np.polynomial.legendre.leggauss(24)
+
+def _panels(f, lo, width):
+    "The share in E[f(z)²], z ~ N(0,1), of each panel of `width` that begins at one of `lo`: Gauss–Legendre"
+    z = lo[:,None] + width*(_points+1)/2
+    y = to_np(f(torch.from_numpy(z.ravel().copy())).double()).reshape(z.shape)
+    return (y**2 * np.exp(-z**2/2)) @ _weights * width/math.sqrt(8*math.pi)
+
+def _second_moment(f):
+    "E[f(z)²] for z ~ N(0,1): panels between whole numbers, halved where it makes a difference, as at a kink"
+    lo,width,total = np.arange(-12., 12.),1.,0.
+    whole = _panels(partial(_alone, f), lo, width)
+    tol = 1e-7*whole.sum()
+    while 0<len(lo)<1000 and width>1e-4:
+        width /= 2
+        lo = np.stack([lo, lo+width], 1)
+        parts = _panels(f, lo.ravel(), width).reshape(-1, 2)
+        rough = abs(change := parts.sum(1)-whole)>tol
+        total += parts[~rough].sum()
+        lo,whole = lo[rough].ravel(),parts[rough].ravel()
+    total += whole.sum()
+    return math.inf if abs(change.sum())>0.01*total else total # as of 1/z
 
 # %% ../nbs/02_acts.ipynb #a1d9410e
+def _rms(w): return w.cpu().double().square().mean().sqrt().item() # of slopes, perhaps one per channel
+
+def _rrelu_slope(lower=1/8, upper=1/3, training=False, inplace=False):
+    "The slope whose square is the mean square of those of a randomized ReLU: uniform in training, else their mean"
+    return math.sqrt((lower**2+lower*upper+upper**2)/3) if training else (lower+upper)/2
+
 def _slope(act):
     "The slope for negative values of what is a leaky ReLU, with which the gain is exact; None for others"
     if act in (F.relu, torch.relu) or type(act) is nn.ReLU: return 0.
     if type(act) is nn.Identity: return 1.
     if isinstance(act, nn.LeakyReLU): return act.negative_slope
-    if isinstance(act, nn.PReLU): return act.weight.float().square().mean().sqrt().item() # perhaps one per channel
+    if isinstance(act, nn.PReLU): return _rms(act.weight)
+    if isinstance(act, nn.RReLU): return _rrelu_slope(act.lower, act.upper, act.training)
     if isinstance(act, partial) and act.func is F.leaky_relu: return act.keywords.get('negative_slope', 0.01)
+
+def _copy(m): return deepcopy(m).cpu().double() # it may be on a device that has no double
+
+def _plain(act):
+    "`act` as a function of a tensor in double precision on the CPU, without noise"
+    slope = _slope(act)
+    if slope is not None: return partial(F.leaky_relu, negative_slope=slope)
+    if isinstance(act, nn.modules.dropout._DropoutNd): raise ValueError('it drops elements by chance')
+    return _copy(act).eval().forward if isinstance(act, nn.Module) else act
 
 @torch.no_grad()
 def act_gain(
@@ -112,7 +153,8 @@ def act_gain(
     if isinstance(act, str): act = _named_act('leaky_relu' if act=='relu' else act, a)
     slope = _slope(act)
     if slope is not None: return math.sqrt(2/(1+slope**2))
-    try: m2 = _second_moment(act)
+    try:
+        with torch.random.fork_rng(devices=[]): m2 = _second_moment(_plain(act))
     except Exception as e:
         raise ValueError(f'{nonlinearity} is no function of each element of a tensor ({e}): it has no gain') from e
     if not (math.isfinite(m2) and m2>0): raise ValueError(f'{nonlinearity}: E[act(z)²] is {m2}, so it has no gain')
@@ -122,49 +164,137 @@ def act_gain(
 class _Tracer(torch.fx.Tracer):
     def is_leaf_module(self, m, name): return is_affine(m) or is_leaf(m) or super().is_leaf_module(m, name)
 
-def _node_act(node, mods):
-    "The activation that `node` of an fx graph computes, or None"
-    if node.op=='call_module': return m if is_activation(m := mods[node.target]) or isinstance(m, nn.PReLU) else None
-    f = node.target if node.op=='call_function' else None
-    if node.op=='call_method': f = getattr(Tensor, node.target, None)
-    if not callable(f) or f not in act_funcs: return None
-    return lambda z: f(z, *node.args[1:], **node.kwargs)
+def _function(node):
+    "The function of torch or Python that `node` of an fx graph calls; None if it is somebody else's, not to be tried"
+    f = getattr(Tensor, node.target, None) if node.op=='call_method' else node.target
+    name,homes = getattr(f, '__name__', ''),(F, torch, Tensor, operator, builtins)
+    return f if any(getattr(o, name, None) is f for o in homes) or f in act_funcs else None
+
+def _constant(node, model):
+    "What `node` computes from parameters and numbers alone; raises if it takes data"
+    res = operator.attrgetter(node.target)(model) if node.op=='get_attr' else _call(node, _function(node), model, {})
+    if not isinstance(res, Tensor): return res
+    return res.detach().clone().to('cpu', torch.double if res.is_floating_point() else res.dtype) # may be changed
+
+def _call(node, f, model, data):
+    "`f` of the arguments of `node`, with `data` (node → tensor) in the place of what other nodes compute"
+    def _filled(args): return torch.fx.node.map_arg(args, lambda o: data[o] if o in data else _constant(o, model))
+    return f(*_filled(node.args), **_filled(node.kwargs))
+
+#: Leaky ReLUs whose slopes are arguments, and perhaps many or random → the one slope of the same gain
+_slopes = dict(prelu=lambda x, weight: _rms(weight), rrelu=lambda x, *args, **kwargs: _rrelu_slope(*args, **kwargs))
+
+def _node_act(node, f, model, data):
+    "The nonlinear function of each element alone that `node` makes of its one input by `f`; None if it is no such"
+    if len(data)!=1: return None
+    slope,z = _slopes.get(f.__name__.rstrip('_')),_trial(dtype=torch.double)
+    def _act(z): return _call(node, f, model, dict.fromkeys(data, z))
+    try:
+        if slope is not None: return partial(F.leaky_relu, negative_slope=_call(node, slope, model, data))
+        y = _alone(_act, z)
+    except Exception: return None # no function of each element, or of another shape, or an argument is not known
+    if not y.is_floating_point() or y.isnan().any(): return None
+    line = y[0,0,0,0].lerp(y[0,-1,-1,-1], (z+3).to(y.dtype)/6)
+    return None if torch.allclose(y, line, atol=0.01*y.abs().max().item()) else _act # None if it but rounds, too
 
 # %% ../nbs/02_acts.ipynb #badd72dc
+_anew_names = '''layer_norm rms_norm batch_norm group_norm instance_norm local_response_norm normalize softmax
+    log_softmax softmin gumbel_softmax linear bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d
+    conv_transpose3d scaled_dot_product_attention'''.split()
+_anew_funcs = {getattr(o,n) for o in (F, torch, Tensor) for n in _anew_names if hasattr(o,n)}
+
 @torch.no_grad()
 def _starts_anew(m):
     "Is the variance of what `m` gives its own, whatever came before, as that of a layer or a normalization?"
-    if is_affine(m) or isinstance(m, norm_types): return True
-    width = next((len(p) for p in m._parameters.values() if p is not None and p.ndim==1), None)
-    if width is None or not is_leaf(m): return False
-    z = torch.linspace(-2, 3, 6*width).sin().view(2, 3, width).to(next(m.parameters()))
-    try: return torch.allclose(deepcopy(m).forward(10*z), deepcopy(m).forward(z), rtol=1e-2) # the same for larger input
-    except Exception: return False # it wants another shape
+    if is_known(m) or isinstance(m, norm_types): return True
+    params = params_of(m)
+    if any(p.numel()>max(p.shape, default=1) for p in params): return True # a matrix, as of attention
+    width = next((len(p) for p in params if p.ndim==1), 6)
+    rng = torch.get_rng_state()
+    def _of(z):
+        torch.set_rng_state(rng) # the same elements are dropped each time
+        y = deepcopy(m).cpu().float().train().forward(z) # in training, as some normalize only then
+        return (y if isinstance(y, Tensor) else y[0]).double()
+    for shape in ((2,3,width), (2,width,3,3)):
+        z = torch.linspace(-2, 3, math.prod(shape)).sin().view(shape)
+        with suppress(Exception): # it wants another shape
+            zero,one,ten = _of(0*z),_of(1*z),_of(10*z)
+            return not torch.allclose(ten-zero, 10*(one-zero), rtol=1e-2, atol=1e-2*one.abs().max().item())
+    return False
 
-def _gain(o): return act_gain(o) if callable(o) else o
+_fresh = (1., None) # A gain, and the activation behind it
 
-def _source(node, mods, sources):
-    "The activation behind what `node` computes, or the gain that a layer after it needs; `sources` are those before it"
-    act = _node_act(node, mods)
-    if act is not None: return act
-    found = [sources[o] for o in node.all_input_nodes]
-    if node.op=='call_module' and _starts_anew(mods[node.target]) or not found: return 1.
-    if len(found)==1: return found[0]
-    gains = set(map(_gain, found))
-    return gains.pop() if len(gains)==1 else 1.
+def _gain(act):
+    try: return act_gain(act)
+    except ValueError: return 1. # such as that of 1/z
+
+def _common(found):
+    "What holds for all of `found`; where they differ, a gain of 1"
+    if len(set(found))==1: return found[0]
+    return (found[0][0], None) if all(math.isclose(found[0][0], g, rel_tol=1e-6) for g,_ in found) else _fresh
+
+def _after(act, before):
+    "The same for `act` of what has `before` behind it already, such as the square of a ReLU"
+    f = act if before is None else compose(before, act)
+    return _gain(f),f
+
+def _source(node, model, sources):
+    "(gain for a layer after `node`, activation behind it); None if it gives no data but a size or parameters"
+    if node.op=='placeholder': return _fresh
+    data = {o:_trial(dtype=torch.double) for o in node.all_input_nodes if o in sources}
+    found = [sources[o] for o in data]
+    if node.op=='call_module':
+        m = model.get_submodule(node.target)
+        act = _plain(m) if is_activation(m) or isinstance(m, nn.PReLU) else None
+        if not found or act is None and _starts_anew(m): return _fresh
+        f = None if act is None else _copy(m).forward
+    else:
+        if not found: return None
+        f = _function(node)
+        if f in _anew_funcs: return _fresh
+        act = None if f is None else _node_act(node, f, model, data)
+    res = _common(found) if act is None else _after(act, found[0][1])
+    if f is None: return res
+    try: y = _call(node, f, model, data)
+    except Exception: # of another shape, or with arguments that the data determine, such as a slope
+        return _fresh if act is None and (f in act_funcs or f.__name__ in _slopes) else res
+    for o,z in data.items(): # what changed in place is another thing from now on
+        if not z.equal(_trial(dtype=torch.double)): sources[o] = res
+    return res if any(isinstance(o, Tensor) for o in (y if isinstance(y, (tuple, list)) else [y])) else None
+
+def _inside(name, m):
+    "The gains of layers inside `m`, for torch's Transformers, which torch.fx cannot look into"
+    res = {}
+    for n,o in m.named_modules(prefix=name):
+        if not isinstance(o, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)): continue
+        for k,g in (('linear1',1.), ('linear2',_gain(o.activation))): res[f'{n}.{k}' if n else k] = g
+    return res
+
+@torch.no_grad()
+def _graph_gains(graph, model):
+    "The gains of the layers of `model` that its `graph` calls"
+    sources,res = {},{}
+    for node in graph.nodes: # in the order of execution
+        if (source := _source(node, model, sources)) is not None: sources[node] = source
+        if node.op!='call_module' or not node.all_input_nodes: continue
+        m,gain = model.get_submodule(node.target),sources.get(node.all_input_nodes[0], _fresh)[0]
+        for n,g in ({node.target: gain} if is_affine(m) else _inside(node.target, m)).items(): res.setdefault(n, g)
+    return res
 
 def auto_gains(
     model:nn.Module, # A model that torch.fx can trace (no control flow that depends on data)
 )->dict: # Dotted name of each layer that is called → gain of the activation that feeds its first call
     "The gain that each layer needs for the activation before it; raises `ValueError` if torch.fx cannot trace `model`."
-    model = unwrap(model)
-    try: graph = _Tracer().trace(model)
-    except Exception as e:
-        raise ValueError(f"nonlinearity='auto' cannot trace {type(model).__name__} ({e}): "
-                         "name the nonlinearity, such as 'relu'") from e
-    mods,sources,res = dict(model.named_modules()),{},{}
-    for node in graph.nodes: # in the order of execution
-        sources[node] = _source(node, mods, sources)
-        if node.op!='call_module' or not is_affine(mods[node.target]) or not node.all_input_nodes: continue
-        res.setdefault(node.target, _gain(sources[node.all_input_nodes[0]]))
-    return res
+    model,tracer = unwrap(model),_Tracer()
+    if not is_leaf(model) and tracer.is_leaf_module(model, ''): return _inside('', model)
+    attrs = {m:dict(vars(m)) for m in model.modules()}
+    with torch.random.fork_rng(devices=[]): # a forward may draw numbers
+        try: graph = tracer.trace(model)
+        except Exception as e:
+            raise ValueError(f"nonlinearity='auto' cannot trace {type(model).__name__} ({e}): "
+                             "name the nonlinearity, such as 'relu'") from e
+        else: return _graph_gains(graph, model)
+        finally:
+            for m,kept in attrs.items(): # what the forward keeps in attributes, and torch.fx
+                for k in vars(m).keys()-kept.keys(): del vars(m)[k]
+                vars(m).update(kept)

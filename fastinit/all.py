@@ -7,10 +7,12 @@ from .report import init_stats
 from .schemes import default_, fans, init_, kaiming_, normal_, orthogonal_, recurrent_, schemes, xavier_
 from .branches import residual_branches
 from .lsuv import lsuv_, lsuv_residual_
-from .plot import plot_depth, plot_grads, plot_hists, plot_init_stats, plot_lr_range, plot_metrics, scheme_colors
+from .looks import scheme_colors
+from .plot import plot_depth, plot_grads, plot_hists, plot_init_stats, plot_lr_range, plot_metrics
 from .page import InitReport # with its HTML
 from .watch import WatchCallback # and Learner.watch_init, InitReport.plot_steps
-from .callback import InitCallback, KaimingCallback, LSUVCallback # and Learner.init_report
+from .learner import * # Learner.init_report
+from .callback import InitCallback, KaimingCallback, LSUVCallback
 from .compare import InitComparison # what Learner.compare_inits gives after training
 
 __all__ = ['lsuv_', 'lsuv_residual_', 'kaiming_', 'xavier_', 'orthogonal_', 'normal_', 'default_', 'recurrent_', 'init_', 'schemes',

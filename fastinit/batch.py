@@ -85,7 +85,7 @@ def draw(
     if why: raise NotYet(f'the training DataLoader cannot be asked for a batch without a trace: {why}')
     if isinstance(dl, (list,tuple)): return first(dl)
     try: other = dl.new() if isinstance(dl, DataLoader) else _twin(dl)
-    except (TypeError, AttributeError) as e: raise NotYet(f'the training DataLoader cannot be made anew: {e}') from e
+    except Exception as e: raise NotYet(f'the training DataLoader cannot be made anew: {e}') from e
     if not isinstance(dl, DataLoader): return first(other)
     return None if other.n is not None and not len(other) else other.one_batch()
 

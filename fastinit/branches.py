@@ -16,7 +16,6 @@ from .tensors import *
 from .layers import *
 from .probe import *
 from .stats import *
-from torch.utils.checkpoint import CheckpointFunction
 
 # %% ../nbs/08_branches.ipynb #d0b70006
 def _inputs(node): return [o for o,_ in node.next_functions if o is not None]
@@ -34,7 +33,7 @@ class _Graph:
     def hook(self, m, inp, out):
         "Remember the operation in which `m` ends; the graph begins where a layer takes no activation, as an embedding"
         o = first_tensor(out)
-        if o is None or not o.is_floating_point(): return
+        if not has_moments(o): return
         if o.grad_fn is None:
             if not isinstance(out, Tensor): return
             o = out = out.detach().requires_grad_().clone() # a leaf could not be changed in place
@@ -45,8 +44,8 @@ class _Graph:
         return out if isinstance(out, Tensor) else None
 
     def back_at(self, n, grad):
-        "Remember whether the gradient `grad` at the output of the layer called `n` is any"
-        self.gets[n] = self.gets.get(n, False) or bool(grad.any())
+        "Remember whether the gradient `grad` at the output of the layer called `n` is any, and finite"
+        self.gets[n] = self.gets.get(n, False) or bool(grad.any() and grad.isfinite().all())
 
     def walk(self, outs):
         "All operations behind `outs`, in the order of execution, and who takes what each gives"
@@ -60,6 +59,16 @@ class _Graph:
         return sorted(seen, key=lambda o: o._sequence_nr() if _inputs(o) else -1)
 
 # %% ../nbs/08_branches.ipynb #ab0288af
+_squashed = ('SigmoidBackward','HardsigmoidBackward','SoftmaxBackward')
+
+@patch
+def is_gate(self:_Graph, node):
+    "Is `node` what a sigmoid or softmax gives, by operations with one input?"
+    while node not in self.layer_of and len(ins := _inputs(node))==1:
+        if node.name().startswith(_squashed): return True
+        node = ins[0]
+    return False
+
 @patch
 def back(self:_Graph, node):
     "(What `node` comes from by operations with one input, is there a normalization on the way?)"
@@ -69,6 +78,7 @@ def back(self:_Graph, node):
         ins = _inputs(node)
         if len(ins)>1 and 'Mul' in node.name(): # what is gated, not the gate
             ins = [o for o in ins if _shape(o)==_shape(node)]
+            if len(ins)>1: ins = [o for o in ins if not self.is_gate(o)]
         if node in self.layer_of or len(ins)!=1: return node,normed
         node = ins[0]
 
@@ -135,36 +145,30 @@ def terms(self:_Graph, node, streams):
 @patch
 def branches(self:_Graph, outs):
     "Name of the layer that ends each branch → (does a normalization follow it?, the operation that adds it)"
-    res,streams = {},{}
-    for add in self.walk(outs):
-        if not _is_sum(add): continue
+    res,streams,ends = {},{},set()
+    nodes = self.walk(outs)
+    for add in filter(_is_sum, nodes):
         a,b = _inputs(add)
         for mine,other in ((a,b), (b,a)):
             short,terms = self.back(other)[0],self.terms(mine, streams)
             if not all(self.is_residual(t, short, streams) for t,_ in terms): continue
             if any(self.is_used_elsewhere(t, add) for t,_ in terms): continue
             for t,normed in terms: res.setdefault(self.layer_of[t], (normed,add))
+            ends.update(t for t,_ in terms)
             streams[add] = short
             if short not in self.behind(terms[0][0], short): self.projected.add(add)
             break
-    return res
+    not_only = {self.layer_of[o] for o in nodes if o in self.layer_of and o not in ends} # a stem too, say
+    return {n:v for n,v in res.items() if n not in not_only}
 
 # %% ../nbs/08_branches.ipynb #d0b70007
 def _marked(o): # A leaf of the graph
-    return o.detach().clone().requires_grad_().clone() if isinstance(o, Tensor) and o.is_floating_point() else o
+    return o.detach().clone().requires_grad_().clone() if has_moments(o) else o
 
 def _two_items(xb):
     "Two items of all that has the length of the batch"
     n = next((o.size(0) for o in xb if isinstance(o, Tensor) and o.ndim), 0)
     return [o[:2] if isinstance(o, Tensor) and o.ndim and o.size(0)==n and not o.is_nested else o for o in xb]
-
-@contextmanager
-def _no_checkpoints():
-    "Reentrant checkpoints run what is in them without a graph"
-    def _plain(f, preserve, *args): return f(*args)
-    CheckpointFunction.apply = _plain
-    try: yield
-    finally: del CheckpointFunction.apply
 
 # %% ../nbs/08_branches.ipynb #548a47e9
 def _some(grads): # whatever comes to a sum from behind, may that be 0
@@ -182,7 +186,7 @@ def _branches(model, xb, silent=()):
     norms = {m for m in names if isinstance(m, norm_types)}
     graph,hooks = _Graph(layers, norms),[]
     only_activations = require_grad(model, False) # have gradients, and are in the graph
-    with probing(model, *xb), only_activations, torch.enable_grad(), rnn_backward(model), _no_checkpoints():
+    with torch.inference_mode(False), probing(model, *xb), only_activations, backward_pass(model):
         for m in (m for m,n in names.items() if n in silent): _silence(m)
         try:
             hooks += [m.register_forward_hook(graph.hook) for m in [*layers, *norms]]

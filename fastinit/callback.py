@@ -10,7 +10,7 @@ __all__ = ['InitCallback', 'KaimingCallback', 'LSUVCallback']
 # %% ../nbs/18_callback.ipynb #a00022f6
 from fastai.basics import *
 from fastai.callback.core import TrainEvalCallback
-import traceback, warnings
+import warnings
 from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
@@ -28,17 +28,13 @@ from .watch import *
 from .trained import *
 from .batch import *
 from .recheck import *
+from .learner import *
 
 # %% ../nbs/18_callback.ipynb #f9cbc02e
 def _misfit(e):
     "Did the model fail on the batch?"
     if isinstance(e, InitError): return e.__cause__ is not None
     return isinstance(e, (AssertionError,AttributeError,KeyError))
-
-def _predicts():
-    "Is this `before_fit` that of `validate`, `get_preds` or `with learn`, or of `tta`? Nothing but the caller tells"
-    codes = {Learner.__enter__.__code__, Learner.tta.__code__}
-    return any(f.f_code in codes for f,_ in traceback.walk_stack(None))
 
 class InitCallback(Callback):
     """Initialize the model with `scheme` before its first fit, once; `report` then holds what its layers gave.
@@ -74,8 +70,11 @@ class InitCallback(Callback):
         vars(self).update(bound_choice(scheme, layers=layers, force=force, include_paramless=include_paramless))
         self.reset()
 
+    def __setattr__(self, k, v): object.__setattr__(self, k, v) # fastai's warns if the model has such an attribute
+
     def reset(self)->None:
         "As if nothing had been done"
+        self.drawn = set() # names of the layers that were initialized
         self.done,self.report = False,None
         self.seen,self.kept = {},{} # what the parameters were when the callback was added; those that must not be lost
         self.late,self.was,self.unchecked,self.stats = '',None,False,None
@@ -119,7 +118,10 @@ def before_fit(self:InitCallback)->None:
     belated = vars(self).pop('order', None) # others have saved the model already, or wrapped it
     for cb in self.learn.cbs:
         if isinstance(cb, InitCallback): cb.notice_old_weights()
-    if self.done or self.learn.opt is None or _predicts(): return
+    self.unhook()
+    if self.learn.opt is None or predicts(): return
+    if self.done: self.notice_new_layers()
+    if self.done: return
     self.late,self.was = '',None
     self.kept = {} if self.force else kept_params(self.learn, {**self.seen, **self.known()})
     try:
@@ -146,20 +148,37 @@ def initialize(self:InitCallback, xb:tuple)->None:
     if not todo and not todo.left:
         text = f'has no layer that {scheme_name(self.scheme)} initializes by itself: choose with `layers=`'
         warnings.warn(f'{type(model).__name__} {text}', stacklevel=2)
-    self.report = init_split(model, self.scheme, xb, todo, self.include_paramless, **self.options())
+    self.report = init_split(model, self.scheme, xb, todo, self.include_paramless, **self.options(todo))
     self.learn._init_report,self.done,self.unchecked = self.report,True,True
     differ = differs_in_training(model)
     if differ: self.report.notes.append(f"measured as in evaluation; different in training: {', '.join(differ)}")
     def _mine(m): return not any(id(p) in self.kept for p in m._parameters.values())
     mine = {m:v for m,v in remember(model).items() if _mine(m)}
-    self.learn._init_known = {**self.seen, **self.known(), **mine} # not 'loaded' to others, or later
-    self.kept = {}
+    old = {m:v for m,v in {**self.seen, **self.known()}.items() if m in set(model.modules())}
+    self.learn._init_known = {**old, **mine} # not 'loaded' to others, or later
+    self.kept,self.drawn = {},set(todo)
     if not self.late: self.seen = {}
 
 @patch
-def options(self:InitCallback)->dict:
-    "What is passed to the scheme"
+def options(self:InitCallback, todo:Layers)->dict:
+    "What is passed to the scheme, which initializes `todo`"
     return self.kwargs
+
+@patch
+def notice_new_layers(self:InitCallback)->None:
+    "Warn of layers that were put into the model since it was initialized; begin anew where it is another one"
+    model,known = unwrap(self.learn.model),self.known()
+    layers = [m for m in layer_names(model) if is_known(m)]
+    new = [m for m in layers if m not in known]
+    if new and len(new)==len(layers):
+        self.reset()
+        vars(self.learn).pop('_init_report', None)
+    elif new:
+        what = 'layers' if len(new)>1 else 'layer'
+        text = short_list([layer_names(model)[m] for m in new], f'{what} put into the model since it was initialized')
+        warnings.warn(f'{text}, and left as before: to initialize it, fit with a new callback that has `layers=` and '
+                      '`force=True`', stacklevel=2)
+        known.update(dict.fromkeys(new, {}))
 
 # %% ../nbs/18_callback.ipynb #e0784b4e
 @patch
@@ -195,7 +214,7 @@ def before_batch(self:InitCallback)->None:
     "Initialize, if there was no batch before; and look at what the first one gives in the layers"
     if self.late and not self.done: self.initialize_late()
     mine = self.report is vars(self.learn).get('_init_report')
-    if self.unchecked and mine and can_watch(self.learn.model): self.stats = FirstBatch(self.learn.model)
+    if self.unchecked and mine and can_watch(self.learn.model): self.stats = FirstBatch(self.learn.model, in_a_batch)
     self.unchecked = False
 
 @patch
@@ -203,11 +222,23 @@ def after_pred(self:InitCallback)->None:
     "Warn of layers that are off in the first training batch"
     if self.stats is None or self.report is None: return
     warn_off(self.learn, self.report, off_layers(self.report, self.stats.table()))
+    self.unhook()
+
+@patch
+def unhook(self:InitCallback)->None:
+    "No longer look at the first batch"
+    if self.stats is not None: self.stats.close()
     self.stats = None
+
+@patch
+def after_batch(self:InitCallback)->None:
+    "The first one may have been cancelled"
+    self.unhook()
 
 @patch
 def after_fit(self:InitCallback)->None:
     "No longer wait: there was no batch"
+    self.unhook()
     vars(self).pop('order', None)
 
 # %% ../nbs/18_callback.ipynb #2f1700a8
@@ -261,40 +292,9 @@ class LSUVCallback(InitCallback):
     ): # A callback for `cbs=`
         super().__init__('lsuv', force=force, watch=watch, **kwargs)
 
-    def options(self)->dict:
+    def options(self, todo:Layers)->dict:
         "Another initialization's weights are kept, not drawn again"
-        before = any(cb.done for cb in self.learn.cbs if isinstance(cb, InitCallback) and cb is not self)
-        return {'pre':None, **self.kwargs} if before else self.kwargs
-
-# %% ../nbs/18_callback.ipynb #1e452c12
-def _grads(learn, xb, yb, **kwargs):
-    "`layer_grads` with the loss of `learn`; as its callbacks prepare it where that fails, as in text models"
-    try: return layer_grads(learn.model, learn.loss_func, xb, yb, **kwargs)
-    except Exception as e:
-        if isinstance(e, InitError): raise
-        return layer_grads(learn.model, loss_with_callbacks(learn), xb, yb, **kwargs)
-
-@patch
-@delegates(plot_init_stats)
-def init_report(self:Learner,
-    *,
-    include_paramless:bool=False, # Also measure modules without parameters (where nothing was recorded)
-    hist:bool=False, # Also the histogram of each layer, of the model as it is now
-    grads:bool=False, # Also the std of the loss's gradient at each layer, of the model as it is now
-    **kwargs
-)->InitReport: # What an initialization recorded before training; else, and with `hist` or `grads`, the model as it is now
-    """Draw mean and std of every layer on one training batch, and return the report.
-    The model, its gradients and the data order stay as they are."""
-    report = None if hist or grads else vars(self).get('_init_report')
-    if report is None:
-        model,(xb,yb) = check_model(self.model),inputs_targets(self)
-        with training_modes(self):
-            report = init_stats(model, *xb, include_paramless=include_paramless)
-            if hist: report.hists = layer_hists(model, *xb, include_paramless=include_paramless)
-            if grads:
-                stds = _grads(self, xb, yb, include_paramless=include_paramless)
-                report.df['grad_std'] = report.df.layer.map(stds)
-    report.plot(**kwargs)
-    if hist: plot_hists(report)
-    if grads: plot_grads(report)
-    return report
+        drawn = set().union(*(cb.drawn for cb in self.learn.cbs if isinstance(cb, InitCallback) and cb is not self))
+        if 'pre' in self.kwargs or not drawn & set(todo): return self.kwargs
+        new = [n for n in todo if n not in drawn]
+        return {'pre':partial(kaiming_, layers=new) if new else None, **self.kwargs}

@@ -190,7 +190,8 @@ def correct(self:Correction, n:str, o:Tensor, sd:float|Tensor, mean:float|Tensor
     change = to_target(sd, mean, self.target(n), self.centers(n))
     with torch._C.DisableTorchFunction():
         change.on_(self.layers[n])
-        change(o.data) # by `data`: a backward pass within the forward has the new weight already
+        if not any(shares_memory(o, p) for p in params_of(self.layers[n])): # which is done then
+            change(o.data) # by `data`: a backward pass within the forward has the new weight already
         mean = mean*change.scale + ifnone(change.shift, 0.)
     self.given[n] = (sd*change.scale, mean.mean() if isinstance(mean, Tensor) and mean.ndim else mean)
     return change

@@ -25,7 +25,6 @@ from .tensors import *
 #: Layers whose output is affine in their weight, and those that recur: what is initialized if `layers=` names no others
 affine_types = (nn.Linear, _ConvNd, nn.Bilinear)
 recurrent_types = (nn.RNNBase, nn.modules.rnn.RNNCellBase)
-
 #: Normalizations, after which variance starts anew
 norm_types = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 
@@ -34,9 +33,7 @@ def is_transposed(m): # transformers' linear layer, of GPT-2 and others: its wei
     return library is not None and isinstance(m, library.Conv1D)
 
 def is_affine(m): return isinstance(m, affine_types) or is_transposed(m)
-
 def is_known(m): return is_affine(m) or isinstance(m, recurrent_types)
-
 #: What `layers=` takes: types, dotted names, modules, a list of such, a function of (name, module), or None
 LayerChoice = type|str|nn.Module|Callable|Iterable|None
 
@@ -90,11 +87,14 @@ def is_batchnorm(m): # torch's own; it moves no running statistics if it is told
 # %% ../nbs/01_layers.ipynb #0f0d32e8
 def _trouble(m, p):
     "Why the parameter `p` of `m` cannot be initialized, and what to do; None if it can"
-    if isinstance(p, nn.parameter.UninitializedParameter):
+    if nn.parameter.is_lazy(p):
         return 'is not built yet (lazy module): run one batch through the model first'
     if hasattr(p, 'device_mesh') or hasattr(p, '_sharded_size') or '_is_fsdp_managed_module' in vars(m):
         return 'is sharded over several processes: initialize the model, then shard it'
     if p is not None and p.is_meta: return 'has no values (meta device): `model.to_empty(device=…)` first'
+    mine = isinstance(p, nn.Parameter)
+    if mine and (p.is_sparse or p.is_sparse_csr): return 'is sparse: make it dense first, with `to_dense()`'
+    if mine and p.is_inference(): return 'was made in inference mode: build the model outside of it'
 
 def _checked_names(model):
     "The `layer_names` inside `model`; raises if it cannot be initialized"
@@ -106,7 +106,7 @@ def _checked_names(model):
         raise ValueError(f'{model.original_name} is scripted, its layers cannot be seen: initialize it, then script it')
     names = layer_names(model)
     for m,n in names.items():
-        for k,p in m._parameters.items():
+        for k,p in [*m._parameters.items(), *m._buffers.items()]:
             if why := _trouble(m, p): raise ValueError(f'{n}.{k} {why}')
     return names
 
@@ -162,7 +162,7 @@ def _chosen(names, layers):
     for o in choice if isinstance(choice, list) else []:
         if isinstance(o, str): _check_hit(o, res, names)
     for n,m in res.items():
-        if not isinstance(m, recurrent_types) and not _has_weight(m):
+        if layers is not None and not isinstance(m, recurrent_types) and not _has_weight(m):
             raise ValueError(f'{n} ({type(m).__name__}) has no weight: leave it out of `layers`')
     if not res: raise _nothing_chosen(names, layers)
     return res

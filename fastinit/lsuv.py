@@ -49,22 +49,25 @@ def _check_options(
                          "leave it out with at='activation'")
 
 # %% ../nbs/11_lsuv.ipynb #bb3c90f5
-def _branch_notes(targets, loud, normed, free):
-    "Sentences on the branches whose last layer has one of `targets`, that end in a normalization, or in neither"
+def _those(names, one, many, what):
+    "A sentence on the branches that end in the layers called `names`"
+    who = f'1 residual branch {one}' if len(names)==1 else f'{len(names)} residual branches {many}'
+    return f'{who} {what} (first: {names[0]})'
+
+def _branch_notes(targets, loud, normed, free, done):
+    "Sentences on the branches whose last layer is `done` and has one of `targets`, or is a normalization; or on none"
     notes = []
-    for std,mine in groupby(targets.items(), 1, 0).items():
-        how = f'end at std {std:.3g}' if std else 'are silent until the first step'
-        if mine[0] in loud: how += ', as no gradient would come back to them if they were silent'
-        notes.append(f'{len(mine)} residual branches {how} (first: {mine[0]})')
-    if normed:
-        notes.append(f'{len(normed)} residual branches end in a normalization, whose weight decides what they add '
-                     f'(first: {normed[0]})')
+    for std,mine in groupby([o for o in targets.items() if o[0] in done], 1, 0).items():
+        why = ', as a silent one would get no gradient' if mine[0] in loud else ''
+        notes.append(_those(mine, 'ends', 'end', f'at std {std:.3g}{why}') if std else
+                     _those(mine, 'is', 'are', 'silent until the first step'))
+    if normed: notes.append(_those(normed, 'ends', 'end', 'in a normalization, whose weight decides what is added'))
     if notes: return notes
     return ['no residual branch ends in a layer that is initialized' if free else 'no residual branches were found']
 
 def _branch_targets(model, xb, branch_scale, std, layers):
-    "({name of the one of `layers` that ends a residual branch: its target}, notes for the report)"
-    if branch_scale is None: return {},[]
+    "({name of the one of `layers` that ends a residual branch: its target}, notes for the report, of what was done)"
+    if branch_scale is None: return {},lambda done: []
     ends = residual_branches(model, *xb)
     free,normed = [n for n,v in ends.items() if not v],[n for n,v in ends.items() if v]
     auto = max(len(free), 1)**-0.5
@@ -72,7 +75,7 @@ def _branch_targets(model, xb, branch_scale, std, layers):
     mine = [n for n in free if n in layers]
     loud = set() if branch_scale else never_heard(model, mine, *xb)
     targets = {n:std*(auto if n in loud else branch_scale) for n in mine}
-    return targets,_branch_notes(targets, loud, normed, free)
+    return targets,partial(_branch_notes, targets, loud, normed, free)
 
 # %% ../nbs/11_lsuv.ipynb #ed609956
 def _correction(model, layers, acts, std, center, at, tol, max_iter, **kwargs):
@@ -244,10 +247,11 @@ def lsuv_(
     with Pool(model) as pool: # a failure in it is told to the other processes, if there are any
         todo,left = split_layers(model, layers, force=force)
         scaled = {n:m for n,m in todo.items() if not isinstance(m, recurrent_types)}
-        with unmoved_rng(): acts = [m for m in model.modules() if is_activation(m)] if at=='activation' else []
+        hookable = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
+        with unmoved_rng(): acts = [m for m in hookable if is_activation(m)] if at=='activation' else []
         params = [p for m in todo.values() for p in params_of(m)] if pool.size==1 else list(model.parameters())
         params += [m.sub for m in acts if isinstance(m, GeneralReLU)]
-        targets,notes = _branch_targets(model, xb, branch_scale, std, scaled)
+        targets,branch_notes = _branch_targets(model, xb, branch_scale, std, scaled)
         fix = _correction(model, scaled, acts, std, center, at, tol, max_iter, pool=pool, targets=targets)
         new_stats = partial(LayerStats, model, include_paramless)
         if at=='activation': new_stats = partial(AfterActivation, model, scaled, acts)
@@ -259,7 +263,7 @@ def lsuv_(
                 passes = _Passes(model, xb, fix, saved, new_stats, tol, probe)
                 rows = _corrected(passes, verify)
             pool.close()
-            if center: notes += _plain_subs(acts)
+            notes = branch_notes(fix.done) + (_plain_subs(acts) if center else [])
             if not verify: notes.append(_predicted)
             report = _report(rows, passes, notes, left, at)
             if todo.by_default: report.notes += unknown_note(model)

@@ -1,4 +1,4 @@
-"""A report as HTML: in a notebook, or as a file
+"""A report as HTML, in a notebook or as a file; two reports side by side
 
 Docs: https://fastinit.github.io/fastinit/page.html.md"""
 
@@ -12,9 +12,11 @@ from fastai.basics import *
 from importlib.metadata import version
 import base64, html, io
 import matplotlib.pyplot as plt
+from matplotlib._pylab_helpers import Gcf
 from . import __version__
 from .report import *
 from .plot import *
+from .watched import *
 
 # %% ../nbs/17_page.ipynb #b0c277ca
 _sort_js = ("const h=event.target.closest('th');"
@@ -42,12 +44,12 @@ def _table(report, cols=None):
             f'<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>')
 
 def _text(report):
-    "Summary, advice and notes as HTML"
+    "What it says, its notes and advice, as HTML"
     esc = lambda s: html.escape(s).replace('\n', '<br/>')
     todo = ''.join(f'<li>{esc(o)}</li>' for o in report.advice.splitlines())
     notes = ''.join(f'<br/>{esc(o)}' for o in report.notes)
     scheme = f'<b>{esc(report.scheme)}</b>: ' if report.scheme else ''
-    return f'<p>{scheme}{esc(report.counts)}{notes}</p>' + (f'<ul>{todo}</ul>' if todo else '')
+    return f'<p>{scheme}{esc(with_steps(report, report.counts))}{notes}</p>' + (f'<ul>{todo}</ul>' if todo else '')
 
 # %% ../nbs/17_page.ipynb #b3387a1d
 def _charts(report):
@@ -55,7 +57,13 @@ def _charts(report):
     figs = [plot_init_stats(report)[0].figure]
     if getattr(report, 'hists', None) is not None: figs.append(plot_hists(report).figure)
     if 'grad_std' in report.df: figs.append(plot_grads(report).figure)
+    if report.watched and report.watched.layers: figs.append(plot_watched(report)[0].figure)
     return figs
+
+def _drawn(ax):
+    "What is on the y axis of `ax`, and the numbers of every line and image in it"
+    data = [*(o.get_xydata() for o in ax.lines), *(o.get_array() for o in ax.images)]
+    return {ax.get_ylabel().split(' (')[0], *(np.asarray(o).tobytes() for o in data)}
 
 def _saved(fig, **kwargs):
     "`fig` as bytes; closes it"
@@ -66,7 +74,7 @@ def _saved(fig, **kwargs):
 
 def _alt(fig):
     "`fig` in words, for those who do not see it"
-    words = ', '.join(a.get_ylabel() for a in fig.axes)
+    words = ', '.join(filter(None, (a.get_title() or a.get_ylabel() for a in fig.axes)))
     return f'Chart of the report, layer by layer: {words}'
 
 def _img(fig):
@@ -77,9 +85,11 @@ def _img(fig):
 
 @patch
 def _repr_html_(self:InitReport):
-    "Summary, charts and table for a notebook; the charts are left out while an open figure shows them already"
-    shown = plt.fignum_exists(getattr(getattr(self,'fig',None), 'number', None) or -1)
-    imgs = '' if shown else ''.join(map(_img, _charts(self)))
+    "Summary, charts and table for a notebook; a chart is left out while an open figure shows it already"
+    shown,imgs = [_drawn(ax) for m in Gcf.get_all_fig_managers() for ax in m.canvas.figure.axes],''
+    for fig in _charts(self): # known by what it shows: an open figure with its number may be another's
+        if all(any(_drawn(ax)<=o for o in shown) for ax in fig.axes): plt.close(fig)
+        else: imgs += _img(fig)
     return _text(self) + imgs + _table(self, compact_columns)
 
 # %% ../nbs/17_page.ipynb #89fdaf2c
@@ -106,3 +116,17 @@ def to_html(self:InitReport,
              _text(self), svgs, _table(self), f'<p style="color:#666;font-size:80%">{libs}</p></body></html>']
     path.write_text(''.join(parts), encoding='utf-8')
     return path
+
+# %% ../nbs/17_page.ipynb #c99304e6
+@patch
+def compare(self:InitReport,
+    other:InitReport, # Of the same model, or one with some layers in common
+)->pd.DataFrame: # layer, type; mean, std and status of both; ratio: this std over the other's
+    "This report next to another, one row per layer; columns are named by the schemes."
+    a,b = self.scheme or 'this',other.scheme or 'other'
+    if a==b: a,b = f'{a} 1',f'{b} 2'
+    cols = ['layer','type','mean','std','status']
+    res = self.df[cols].merge(other.df[cols], on=['layer','type'], how='outer', suffixes=(f' {a}', f' {b}'), sort=False)
+    order = {n:i for i,n in enumerate(dict.fromkeys([*self.df.layer, *other.df.layer]))}
+    res = res.sort_values('layer', key=lambda s: s.map(order), kind='stable', ignore_index=True)
+    return res.assign(ratio=res[f'std {a}']/res[f'std {b}'].replace(0, math.nan))

@@ -87,9 +87,9 @@ def unmoved_rng()->Iterator[Callable]: # For `with`; a function that puts them b
     finally: _back()
 
 # %% ../nbs/03_probe.ipynb #202f9017
-def _tensor_back(t, depth):
-    "A function that puts the values of `t` back"
-    if isinstance(t, nn.Parameter) or t.layout!=torch.strided or t.is_meta: return
+def _tensor_back(t, depth, but):
+    "A function that puts the values of `t` back, unless it lies in the memory of one of `but`"
+    if isinstance(t, nn.Parameter) or t.layout!=torch.strided or t.is_nested or t.is_meta or _touches(t, but): return
     same,n = t.detach(),1 + sum((k-1)*d for k,d in zip(t.shape, t.stride())) if t.numel() else 0
     memory = same.as_strided((n,), (1,)) # of an expanded tensor too, whose values cannot be written
     was = memory.clone()
@@ -98,12 +98,12 @@ def _tensor_back(t, depth):
         _put_back(memory, was)
     return _back
 
-def _array_back(a, depth): return partial(np.copyto, a, a.copy())
+def _array_back(a, depth, but): return partial(np.copyto, a, a.copy())
 
-def _container_back(o, depth):
+def _container_back(o, depth, but):
     "A function that puts the items of `o`, and what is in them, back"
     items = dict(o) if isinstance(o, dict) else list(o)
-    inner = _backs(items.values() if isinstance(o, dict) else items, depth)
+    inner = _backs(items.values() if isinstance(o, dict) else items, but, depth)
     def _back():
         if not isinstance(o, tuple):
             o.clear()
@@ -111,11 +111,11 @@ def _container_back(o, depth):
         for f in inner: f()
     return _back
 
-def _generator_back(g, depth):
+def _generator_back(g, depth, but):
     get,put = (g.get_state,g.set_state) if hasattr(g, 'get_state') else (g.getstate,g.setstate)
     return partial(put, get())
 
-def _bits_back(g, depth): # of a NumPy generator
+def _bits_back(g, depth, but): # of a NumPy generator
     return partial(setattr, g.bit_generator, 'state', g.bit_generator.state)
 
 #: Type → function that gives a function which puts such a value back
@@ -129,14 +129,14 @@ def _is_constant(v):
     if isinstance(v, tuple): return {type(o) for o in v} <= _numbers
     return type(v) in _numbers or isinstance(v, _constant) or callable(v)
 
-def _backs(values, depth=2):
-    "Functions that put `values`, and objects in objects down to `depth`, back as they are now"
+def _backs(values, but, depth=2):
+    "Functions that put `values`, and objects in objects down to `depth`, back as they are now; but what lies in `but`"
     res = []
     for v in values:
         if _is_constant(v): continue
         back = next((f for t,f in _kinds.items() if isinstance(v, t)), None)
-        if back is not None: res.append(back(v, depth))
-        elif depth and hasattr(v, '__dict__'): res.append(_container_back(vars(v), depth-1))
+        if back is not None: res.append(back(v, depth, but))
+        elif depth and hasattr(v, '__dict__'): res.append(_container_back(vars(v), depth-1, but))
     return [f for f in res if f is not None]
 
 # %% ../nbs/03_probe.ipynb #33888acb
@@ -147,8 +147,8 @@ def _note(notes, text): # once, though there be several passes
     if text not in notes: notes.append(text)
 
 @contextmanager
-def _state(mods, notes):
-    "Put every buffer and plain attribute of `mods` back, but the constant of a `GeneralReLU`, a weight; as `unmoved_rng`"
+def _state(mods, notes, xb, but):
+    "Put `xb`, and buffers and plain attributes of `mods`, back, but not what lies in the memory of `but`; as `unmoved_rng`"
     mods = [m for m in mods if not isinstance(m, torch.jit.ScriptModule)]
     # names of what a module computes from its parameters before each call
     computed = {m:{h.name for h in m._forward_pre_hooks.values() if isinstance(h, WeightNorm)} for m in mods if m._forward_pre_hooks}
@@ -159,7 +159,7 @@ def _state(mods, notes):
     still = lambda m: isinstance(m, GeneralReLU) or is_batchnorm(m) # which moves nothing here
     held = [v for was in attrs.values() for k,v in was.items() if k not in _own and type(v) not in _numbers]
     held += [b for m,was in inside.items() if not still(m) for b in was.get('_buffers', {}).values()]
-    backs = _backs(held)
+    backs = _backs([*held, *xb], groupby(but, memory_of))
     def _back():
         for m,was in attrs.items():
             now,inner = vars(m),inside[m]
@@ -246,12 +246,12 @@ def probing(
     *xb, # The batch that will be passed
     but:Iterable=(), # Parameters that are changed on purpose, or saved elsewhere
 )->Iterator[Probe]: # For `with`
-    "A context for forward passes that nothing remembers."
-    notes,names,but = [],layer_names(model),{id(p) for p in but}
+    "A context for forward passes that nothing remembers, `xb` neither."
+    notes,names,but = [],layer_names(model),{id(p):p for p in but}
     bs = next((o.size(0) for o in xb if isinstance(o, Tensor) and o.ndim), 1)
     others = [p for p in model.parameters() if id(p) not in but and not p.is_meta]
     with torch.no_grad(), _modes(names, notes, bs), _no_fast_path(names), all_or_nothing(others, keep=False) as saved:
-        with _own_grads(names) as grads, unmoved_rng() as rng, _state(names, notes) as state:
+        with _own_grads(names) as grads, unmoved_rng() as rng, _state(names, notes, xb, but.values()) as state:
             yield Probe(notes, [saved.restore, grads, rng, state])
 
 # %% ../nbs/03_probe.ipynb #c5f3c674

@@ -6,7 +6,8 @@ Docs: https://fastinit.github.io/fastinit/report.html.md"""
 
 # %% auto #0
 __all__ = ['VANISHING', 'EXPLODING', 'statuses', 'compact_columns', 'add_status', 'Status', 'InitReport', 'short_list',
-           'short_number', 'warn_left', 'with_status', 'call_notes', 'frame', 'unknown_note', 'init_stats']
+           'with_steps', 'short_number', 'warn_left', 'with_status', 'call_notes', 'frame', 'unknown_note',
+           'init_stats']
 
 # %% ../nbs/06_report.ipynb #4be56f7d
 from fastai.basics import *
@@ -51,7 +52,7 @@ class Status:
     remedy:str # What to do about it; '' where nothing is wrong
     color:str='#fdf3c7' # Behind it in a table
 
-_forced = 'kept as they are; `force=True` initializes them all the same'
+_forced = 'weights kept; `force=True` initializes all the same'
 _lsuv = 'initialize with LSUV or Kaiming, or put a normalization layer after it'
 _not_finite = 'look for NaN or inf in the batch and the weights, and for values too large for a 16-bit dtype'
 
@@ -64,12 +65,12 @@ statuses = {
     'vanishing': Status('vanishing', _lsuv, '#cfe3f7'),
     'loaded': Status('loaded', _forced),
     'pretrained': Status('pretrained', _forced),
-    'frozen': Status('frozen', 'kept as they are; unfreeze them, or `force=True`, to initialize them'),
-    'shared': Status('shared', 'a weight or bias in several modules has no scale for all: look at their std below'),
-    'not called': Status('not called', 'the batch did not reach them: if training does, initialize with such a batch'),
-    'unsupported parametrization': Status('unsupported parametrization', 'scale them before they are parametrized'),
-    'unsupported output': Status('unsupported output', 'what they give cannot be scaled: initialize them by hand'),
-    'not affine': Status('not affine', 'their output is not proportional to their weight: initialize them by hand'),
+    'frozen': Status('frozen', 'weights kept; to initialize all the same, unfreeze, or `force=True`'),
+    'shared': Status('shared', 'a weight or bias in several modules has no scale for all: look at the std below'),
+    'not called': Status('not called', 'the batch did not get there: if training does, initialize with such a batch'),
+    'unsupported parametrization': Status('unsupported parametrization', 'scale the weight before it is parametrized'),
+    'unsupported output': Status('unsupported output', 'such an output cannot be scaled: initialize by hand'),
+    'not affine': Status('not affine', 'the output is not proportional to the weight: initialize by hand'),
     'off target': Status('off target', ''), # goes with another status: see `InitReport.remedy`
     'ok': Status('ok', '', '#d7f0dd'),
     'zero': Status('zero by design', '', '#e8e8e8')}
@@ -97,15 +98,29 @@ class InitReport:
     @df.setter
     def df(self, df): self._df = df
 
+    def _lines(self, text): return [(f'{self.scheme}: ' if self.scheme else '') + text, *self.notes]
+    def __repr__(self): return '\n'.join(self._lines(self.summary))
     def __len__(self): return len(self.df)
-    def __getstate__(self): # without the open chart
-        return {**{k:v for k,v in self.__dict__.items() if k!='fig'}, '_df':self.df}
-    def __getitem__(self, layer): # Dotted name
-        "The row of one layer"
-        if layer not in set(self.df.layer):
-            near = difflib.get_close_matches(str(layer), list(self.df.layer), cutoff=0.3)
-            raise KeyError(f"the report has no layer '{layer}'; near: {', '.join(near or self.df.layer[:3])}")
-        return self.df.set_index('layer').loc[layer]
+    def __iter__(self): return iter(self.df.layer)
+    def __contains__(self, layer): return layer in self.df.layer.tolist()
+    def __getstate__(self): # of a copy too: lists and a table of its own, no open chart
+        own = dict(_df=self.df.copy(), notes=[*self.notes], left=dict(self.left))
+        return {**{k:v for k,v in self.__dict__.items() if k!='fig'}, **own}
+    def __getitem__(self, layer): # Dotted name, or a position
+        "The row of one layer; of a slice or a list the report of those layers"
+        if isinstance(layer, slice): layer = list(self)[layer]
+        if not isinstance(layer, list): return self.df.set_index('layer').iloc[self._position(layer)]
+        res = copy(self)
+        res.df = self.df.iloc[[self._position(o) for o in layer]].reset_index(drop=True)
+        if self.hists is not None: res.hists = self.hists.filter(list(res))
+        return res
+    def _position(self, layer):
+        "Where a layer is; 0 is the layer '0' if there is one, as in an `nn.Sequential`"
+        names,name = list(self),str(layer)
+        if name in names: return names.index(name)
+        if layer in range(-len(names), len(names)): return layer
+        near = ', '.join(difflib.get_close_matches(name, names, cutoff=0.4))
+        raise KeyError(f"the report has no layer '{layer}'; " + (f'near: {near}' if near else short_list(names, 'in all')))
 
 # %% ../nbs/06_report.ipynb #69e29666
 @patch
@@ -123,12 +138,11 @@ def mark(self:InitReport,
 
 @patch
 def only(self:InitReport,
-    types:Iterable, # Names of types, such as 'Conv2d'
+    types:str|type|Iterable, # A type of module or its name, such as 'Conv2d', or several
 )->InitReport: # A new one
     "The layers of these types."
-    res = copy(self)
-    res.df = self.df[self.df.type.isin(list(types))].reset_index(drop=True)
-    return res
+    names = [getattr(o, '__name__', o) for o in listify(types)]
+    return self[self.df.layer[self.df.type.isin(names)].tolist()]
 
 # %% ../nbs/06_report.ipynb #f186142d
 @patch(as_prop=True)
@@ -142,10 +156,10 @@ def by_status(self:InitReport)->dict: # Status → names of the layers, the wors
 _unscaled = 'LSUV scaled nothing there: put a normalization layer after it, or scale what comes before by hand'
 _of_norm = 'a normalization gives what its weight and its running statistics make of its input: look at those'
 _embedding = 'LSUV scales an embedding only if it is named in `layers=`; or put a normalization layer after it'
-_at_its_limit = "their activation needs so large an input; one like tanh is saturated there: use std=0.6, or at='layer'"
+_at_its_limit = "the activation needs so large an input; one like tanh is saturated there: use std=0.6, or at='layer'"
 _off_target = dict(
     activation="no scale of the layer gives the target std after its activation: use another activation, or at='layer'",
-    layer='rounding to 16 bits, or a layer corrected with it, keeps them from the target: look at their std below')
+    layer='rounding to 16 bits, or a layer corrected with it, keeps the std off the target: look at it below')
 
 @patch
 def remedy(self:InitReport,
@@ -177,16 +191,22 @@ def _wrong(self:InitReport):
 @patch(as_prop=True)
 def counts(self:InitReport)->str: # Such as '54 layers: 5 vanishing (first: 4.convpath.1.0), 49 ok'
     "How many layers there are of each status, the worst first"
-    def _part(k, ns):
-        words = statuses[k].words if k in statuses else k
-        return f'{len(ns)} {words}' + ('' if k in ('ok','zero') else f' (first: {ns[0]})')
-    return f"{len(self)} layer{'s'*(len(self)!=1)}: {', '.join(_part(*o) for o in self.by_status.items() if o[0]!='off target')}"
+    words = {k:s.words for k,s in statuses.items()}
+    parts = [f'{len(ns)} {words.get(k, k)}' + f' (first: {ns[0]})'*(k not in ('ok','zero'))
+             for k,ns in self.by_status.items() if k!='off target']
+    return f"{len(self)} layer{'s'*(len(self)!=1)}" + ': '*bool(parts) + ', '.join(parts)
+
+def with_steps(
+    report:InitReport,
+    text:str, # On the layers before training
+)->str: # Such as '2 layers: 2 ok. After 50 steps none of 2 layers has vanished, exploded or died'
+    "`text`, and what the first training steps made of the layers, where they were watched."
+    return f'{text}. A{report.watched.summary[1:]}' if report.watched else text # after …
 
 @patch(as_prop=True)
 def summary(self:InitReport)->str: # Such as '54 layers: 5 vanishing (first: 4.0), 49 ok. Vanishing: initialize with …'
     "How many layers there are of each status, the worst first, and what to do about that, in one line"
-    res = self.counts + ''.join(f'. {k.capitalize()}: {todo}' for k,_,todo in self._wrong()[:1])
-    return f"{res}. A{self.watched.summary[1:]}" if self.watched else res # after …
+    return with_steps(self, self.counts + ''.join(f'. {k.capitalize()}: {todo}' for k,_,todo in self._wrong()[:1]))
 
 @patch(as_prop=True)
 def advice(self:InitReport)->str: # Lines
@@ -203,15 +223,9 @@ def short_number(
     return f'{v:.3g}' if v==0 or not abs(v)<1e-4 else f'{v:.0e}'.replace('e-0', 'e-')
 
 @patch
-def _lines(self:InitReport, text): return [(f'{self.scheme}: ' if self.scheme else '') + text, *self.notes]
-
-@patch
-def __repr__(self:InitReport): return '\n'.join(self._lines(self.summary))
-
-@patch
 def __str__(self:InitReport):
     table = self.df.filter(compact_columns).to_string(max_rows=24, na_rep='', float_format=short_number)
-    return '\n'.join(filter(None, [*self._lines(self.counts), self.advice, table]))
+    return '\n'.join(filter(None, [*self._lines(with_steps(self, self.counts)), self.advice, table*(len(self)>0)]))
 
 # %% ../nbs/06_report.ipynb #6f6580ea
 def warn_left(
@@ -221,7 +235,7 @@ def warn_left(
     "One warning for what was left alone against the user's likely wish."
     why = groupby([(r,n) for n,r in left.items() if r!='zero'], 0, 1)
     if not why: return
-    remedy = '. `force=True` initializes them all the same' if {'frozen','loaded','pretrained'} & set(why) else ''
+    remedy = '. `force=True` initializes all the same' if {'frozen','loaded','pretrained'} & set(why) else ''
     warnings.warn('left alone: ' + '; '.join(short_list(ns, r) for r,ns in why.items()) + remedy, stacklevel=stacklevel)
 
 # %% ../nbs/06_report.ipynb #76739479
@@ -249,7 +263,7 @@ def call_notes(
     several = [r for r in rows if r.highest>2*r.lowest]
     notes = [f'{r.layer} gave a std from {short_number(r.lowest)} to {short_number(r.highest)} in {r.calls} calls'
              for r in several[:3]]
-    return notes + [f'and so did {len(several)-3} other layers']*(len(several)>3)
+    return notes + [f"and so did {len(several)-3} other layer{'s'*(len(several)>4)}"]*(len(several)>3)
 
 def frame(
     rows:list, # As `with_status` gives them
@@ -284,17 +298,3 @@ def init_stats(
     with probing(check_model(model), *xb) as probe, LayerStats(model, include_paramless) as stats: forward(model, *xb)
     rows = with_status(stats)
     return InitReport(frame(rows), notes=[*probe.notes, *call_notes(rows)])
-
-# %% ../nbs/06_report.ipynb #c99304e6
-@patch
-def compare(self:InitReport,
-    other:InitReport, # Of the same model, or one with some layers in common
-)->pd.DataFrame: # layer, type; mean, std and status of both; ratio: this std over the other's
-    "This report next to another, one row per layer; columns are named by the schemes."
-    a,b = self.scheme or 'this',other.scheme or 'other'
-    if a==b: a,b = f'{a} 1',f'{b} 2'
-    cols = ['layer','type','mean','std','status']
-    res = self.df[cols].merge(other.df[cols], on=['layer','type'], how='outer', suffixes=(f' {a}', f' {b}'), sort=False)
-    order = {n:i for i,n in enumerate(dict.fromkeys([*self.df.layer, *other.df.layer]))}
-    res = res.sort_values('layer', key=lambda s: s.map(order), kind='stable', ignore_index=True)
-    return res.assign(ratio=res[f'std {a}']/res[f'std {b}'].replace(0, math.nan))

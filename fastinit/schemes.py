@@ -10,33 +10,45 @@ __all__ = ['schemes', 'fans', 'kaiming_', 'xavier_', 'orthogonal_', 'normal_', '
 
 # %% ../nbs/07_schemes.ipynb #ef529a6d
 from fastai.basics import *
-import inspect
+import inspect, itertools
 from collections.abc import Callable,Iterator
 from .layers import *
 from .acts import *
 from .probe import *
 from .report import *
 from .fill import *
-from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd,_ConvTransposeNd
+from torch.nn.utils.parametrize import is_parametrized
 
 # %% ../nbs/07_schemes.ipynb #db57037a
-def fans(
-    m:nn.Module, # A layer with a weight
-)->tuple: # (fan_in, fan_out)
-    """How many inputs an output of `m` sums, and how many outputs an input reaches (Glorot & Bengio 2010); exact for
-    grouped and transposed convolutions."""
-    w:Any = m.weight
-    taps = w[0,0].numel() if w.ndim>2 else 1
-    if is_transposed(m): return tuple(w.shape)
-    if isinstance(m, nn.Bilinear): return w.shape[1]*w.shape[2],w.shape[0]*w.shape[2]
-    if isinstance(m, _ConvTransposeNd): return max(1, w.shape[0]//m.groups*taps/np.prod(m.stride)),w.shape[1]*taps
-    return w.shape[1]*taps,w.shape[0]*taps//getattr(m, 'groups', 1)
+def _fans(m, shape):
+    "`fans` of `m`, whose weight has this shape"
+    taps = math.prod(shape[2:])
+    if is_transposed(m): return tuple(shape)
+    if isinstance(m, nn.Bilinear): return shape[1]*shape[2],shape[0]*shape[2]
+    if isinstance(m, (nn.Embedding, nn.EmbeddingBag)): return 1,shape[1]
+    if isinstance(m, _ConvTransposeNd):
+        return max(1, shape[0]//m.groups*taps/math.prod(m.stride)),shape[1]*taps
+    return shape[1]*taps,shape[0]*taps//getattr(m, 'groups', 1)
 
-# %% ../nbs/07_schemes.ipynb #dadaf00d
-def _draw(w, std, distribution):
-    "Fill `w` with values of standard deviation `std`"
-    if distribution=='normal': return nn.init.normal_(w, 0., std)
-    return nn.init.uniform_(w, -math.sqrt(3)*std, math.sqrt(3)*std)
+def _unmoved_weight(m):
+    "The weight of `m`, or None; computing a parametrized one may move what is in it, as the vectors of a spectral norm"
+    if not is_parametrized(m, 'weight'): return getattr(m, 'weight', None)
+    with torch.no_grad(), unmoved_rng(): return deepcopy(m.parametrizations.weight)()
+
+def fans(
+    m:nn.Module, # A layer whose weight is a matrix or more: linear, convolutional, bilinear, or a table
+)->tuple: # (fan_in, fan_out)
+    """How many inputs an output of `m` sums, and how many outputs an input reaches (Glorot & Bengio 2010).
+    Groups count, and for the average output of a transposed convolution its stride. The stride of an ordinary one does
+    not: its fan_out is that of stride 1, as in He et al. 2015 and torch. The fan_in of a table is 1: one row is read.
+    Raises `ValueError` where there is no such weight."""
+    w = _unmoved_weight(m)
+    if not isinstance(w, Tensor) or w.ndim<2:
+        has = f'a weight of shape {tuple(w.shape)}' if isinstance(w, Tensor) else 'no weight'
+        raise ValueError(f'{type(m).__name__} has {has}, and so no fans: pass a layer with a matrix or more, such as '
+                         'Linear, Conv2d or Embedding')
+    return _fans(m, w.shape)
 
 # %% ../nbs/07_schemes.ipynb #cb582e8b
 def _check(name, value, *known):
@@ -54,17 +66,18 @@ def kaiming_(
     *,
     nonlinearity:str|Callable='relu', # Anything `act_gain` takes, for all layers; 'auto': the one that feeds each layer
     a:float=0., # Negative slope of a leaky ReLU
-    mode:str='fan_in', # 'fan_in' keeps the forward variance, 'fan_out' the backward
+    mode:str='fan_in', # 'fan_in' keeps the forward variance, 'fan_out' the backward, at stride 1
     distribution:str='normal', # 'normal' or 'uniform'
     layers:LayerChoice=None, # As in `init_layers`
     force:bool=False, # Also frozen layers?
 )->nn.Module: # `model`
-    "Weights of std gain/√fan, biases of 0 (He et al. 2015, sections 2.2–2.3)."
+    """Weights of std gain/√fan (see `fans`), biases of 0 (He et al. 2015, sections 2.2–2.3); recurrent layers as in
+    `recurrent_`, whatever the options. A warning names what is left alone."""
     _check_kaiming(nonlinearity, a, mode, distribution)
     gains = auto_gains(check_model(model)) if _is_auto(nonlinearity) else {}
     gain = 1. if _is_auto(nonlinearity) else act_gain(nonlinearity, a)
-    def _std(n, m): return gains.get(n, gain)/math.sqrt(fans(m)[mode=='fan_out'])
-    return fill_layers(model, layers, force, lambda n,m,w: _draw(w, _std(n, m), distribution))
+    def _std(n, m, w): return gains.get(n, gain)/math.sqrt(_fans(m, w.shape)[mode=='fan_out'])
+    return fill_layers(model, layers, force, lambda n,m,w: draw_weight(w, _std(n, m, w), distribution))
 
 kaiming_.check = _check_kaiming # what a callback asks when it is made
 
@@ -79,22 +92,23 @@ def xavier_(
     layers:LayerChoice=None, # As in `init_layers`
     force:bool=False, # Also frozen layers?
 )->nn.Module: # `model`
-    "Weights of std gain·√(2/(fan_in+fan_out)), biases of 0 (Glorot & Bengio 2010, section 4.2)."
+    """Weights of std gain·√(2/(fan_in+fan_out)) (see `fans`), biases of 0 (Glorot & Bengio 2010, section 4.2);
+    recurrent layers as in `recurrent_`, whatever the options. A warning names what is left alone."""
     _check_xavier(distribution=distribution)
-    return fill_layers(model, layers, force, lambda n,m,w: _draw(w, gain*math.sqrt(2/sum(fans(m))), distribution))
+    def _std(m, w): return gain*math.sqrt(2/sum(_fans(m, w.shape)))
+    return fill_layers(model, layers, force, lambda n,m,w: draw_weight(w, _std(m, w), distribution))
 
 xavier_.check = _check_xavier
 
 # %% ../nbs/07_schemes.ipynb #ed4f49d7
-def _orthogonal(w, gain):
-    "`nn.init.orthogonal_`, for a matrix twice as long as wide or more by the Cholesky factor of AᵀA: the same Q, faster"
-    rows,cols = len(w),w.numel()//len(w)
-    if max(rows, cols) < 2*min(rows, cols): # AᵀA would square too large a condition number
-        return nn.init.orthogonal_(w, gain)
-    a = w.new_empty(rows, cols, dtype=torch.promote_types(w.dtype, torch.float)).normal_()
-    tall = a if rows>cols else a.mH
-    q = torch.linalg.solve_triangular(torch.linalg.cholesky(tall.mH@tall), tall.mH, upper=False)
-    return w.copy_((q.mH if rows>cols else q).reshape(w.shape)).mul_(gain)
+def _matrices(m, w):
+    "Views of the weight `w` of `m`, of shape (groups, out, in, …): an output is a row of one of them times its inputs"
+    if not isinstance(m, _ConvNd): return [w[None]]
+    w = w.unflatten(0, (m.groups,-1))
+    if not m.transposed: return [w]
+    steps = [s//math.gcd(s, d) for s,d in zip(m.stride, m.dilation)] # between the taps that meet in an output
+    taps = itertools.product(*([slice(i, None, s) for i in range(s)] for s in steps))
+    return [w.transpose(1, 2)[(..., *o)] for o in taps]
 
 def orthogonal_(
     model:nn.Module, # Changed in place
@@ -103,8 +117,14 @@ def orthogonal_(
     layers:LayerChoice=None, # As in `init_layers`
     force:bool=False, # Also frozen layers?
 )->nn.Module: # `model`
-    "Weights, as matrices of shape (out, rest), with orthonormal rows or columns, biases of 0 (Saxe et al. 2013)."
-    return fill_layers(model, layers, force, lambda n,m,w: _orthogonal(w, gain))
+    """Weights, as matrices of shape (out, rest), with orthonormal rows or columns, biases of 0 (Saxe et al. 2013). Each
+    group of a convolution is a matrix of its own; of a transposed one, so are the taps that meet in one output.
+    Recurrent layers as in `recurrent_`, whatever the options. A warning names what is left alone."""
+    def _fill(n, m, w):
+        for part in _matrices(m, w):
+            if part.numel(): orthonormal(part, gain) # a stride may be larger than the kernel
+        return w
+    return fill_layers(model, layers, force, _fill)
 
 # %% ../nbs/07_schemes.ipynb #12b92d4f
 def normal_(
@@ -114,31 +134,40 @@ def normal_(
     layers:LayerChoice=None, # As in `init_layers`
     force:bool=False, # Also frozen layers?
 )->nn.Module: # `model`
-    "Weights from N(0, std²) whatever the size of the layer, biases of 0: the initialization that explodes."
-    return fill_layers(model, layers, force, lambda n,m,w: nn.init.normal_(w, 0., std), any_shape=True)
+    """Weights from N(0, std²) whatever the size of the layer, biases of 0: the initialization that explodes; recurrent
+    layers as in `recurrent_`, whatever the options. A warning names what is left alone."""
+    return fill_layers(model, layers, force, lambda n,m,w: draw_weight(w, std), any_shape=True)
 
 # %% ../nbs/07_schemes.ipynb #b7d633de
-def _default_parametrized(m):
-    "What `reset_parameters` of torch's affine layers does, for a parametrized weight"
-    new_weight(m, partial(nn.init.kaiming_uniform_, a=math.sqrt(5)))
-    if m.bias is not None: nn.init.uniform_(m.bias, -fans(m)[0]**-0.5, fans(m)[0]**-0.5)
+def _reset(m):
+    "`m.reset_parameters()`, also for what is parametrized; False if the bias could not be changed"
+    computed = [k for k in ('weight','bias') if k not in m._parameters and isinstance(getattr(m, k, None), Tensor)]
+    if not computed: return m.reset_parameters()
+    cls = type(m).__mro__[1] if is_parametrized(m) else type(m)
+    plain = cls.__new__(cls) # it shares all that is not computed
+    vars(plain).update(vars(m), **{k:getattr(m, k).detach().clone() for k in computed})
+    plain.reset_parameters()
+    if 'weight' in computed: new_weight(m, lambda w: w.copy_(plain.weight))
+    return 'bias' not in computed or new_bias(m, lambda b: b.copy_(plain.bias))
 
-@torch.no_grad()
 def default_(
     model:nn.Module, # Changed in place
     *,
     layers:LayerChoice=None, # As in `init_layers`
     force:bool=False, # Also frozen layers?
 )->nn.Module: # `model`
-    "PyTorch's own initialization, `reset_parameters()` of each layer; raises `ValueError` for a layer without it."
-    ls = init_layers(model, layers, force=force)
-    for n,m in ls.items():
-        if not hasattr(m, 'reset_parameters'):
-            raise ValueError(f'{n} ({type(m).__name__}) has no reset_parameters(): leave it out of `layers`')
-    for m in ls.values():
-        if 'weight' in m._parameters or isinstance(m, recurrent_types): m.reset_parameters()
-        else: _default_parametrized(m)
-    return model
+    """PyTorch's own initialization, `reset_parameters()` of each layer, and what `nn.MultiheadAttention` and
+    `nn.Transformer` then do to theirs; raises `ValueError` for a layer without it. A warning names what is left
+    alone."""
+    names = layer_names(check_model(model))
+    heads,inside = attention_units(names),{o for m in names if isinstance(m, nn.Transformer) for o in m.modules()}
+    def _default(n, m):
+        done = _reset(m)
+        if m in inside and not isinstance(m, recurrent_types) and m.weight.ndim>1:
+            new_weight(m, nn.init.xavier_uniform_)
+        return new_bias(m, nn.init.zeros_) if m in heads else done
+    def _why_not(m): return None if hasattr(m, 'reset_parameters') else 'has no reset_parameters()'
+    return each_layer(model, layers, force, _default, _why_not)
 
 # %% ../nbs/07_schemes.ipynb #a8105fd8
 #: Name → function `f(model, **options)`, or `f(model, *xb, **options)` where it needs a batch
@@ -197,7 +226,7 @@ def is_ours(
     scheme:str|Callable, # A name in `schemes`, or a function
 )->bool: # Then it leaves alone by itself what it should, and gives all back on an error
     "Is `scheme` one of fastinit's?"
-    return getattr(_parts(get_scheme(scheme))[0], '__module__', '').startswith('fastinit.')
+    return (getattr(_parts(get_scheme(scheme))[0], '__module__', None) or '').startswith('fastinit.') # exec gives None
 
 def reusable(layers): # A generator gives its values once
     return list(layers) if isinstance(layers, Iterator) else layers
@@ -218,13 +247,14 @@ def run_scheme(
     *xb, # One batch of the model's inputs
     **kwargs # Passed to the scheme
 )->Any: # What the scheme returns
-    "Run `scheme`; whatever it does, what `todo` leaves alone is then bit-identical."
+    "Run `scheme`; whatever it does, what `todo` leaves alone is then bit-identical. Whoever made `todo` warns of it."
     f = get_scheme(scheme)
     bound = _parts(f)[1].get('layers')
     if _takes(f, 'layers'): kwargs['layers'] = todo if bound is None else some_of(todo, chosen_layers(model, bound))
     mods = {n:m for m,n in layer_names(model).items()}
     kept = todo.kept | {id(p) for n in todo.left for p in mods[n].parameters()}
-    with all_or_nothing([] if is_ours(f) else [p for p in model.parameters() if id(p) in kept], keep=False):
+    others = [] if is_ours(f) else [p for p in model.parameters() if id(p) in kept]
+    with speaking_of(mods[n] for n in todo.left), all_or_nothing(others, keep=False):
         return f(model, *xb, **kwargs) if _takes_batch(f) else f(model, **kwargs)
 
 # %% ../nbs/07_schemes.ipynb #60c5b21a
@@ -248,7 +278,7 @@ def init_split(
         if not measures:
             if todo.by_default: report.notes += unknown_note(model)
             report.mark(todo.left)
-            warn_left(todo.left)
+            warn_left(todo.left, stacklevel=4) # of `init_`
     return report
 
 def init_(

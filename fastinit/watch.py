@@ -10,18 +10,15 @@ __all__ = ['WatchCallback']
 # %% ../nbs/16_watch.ipynb #7f404fbf
 from fastai.basics import *
 from fastai.callback.core import TrainEvalCallback
-import traceback
 from .tensors import *
 from .layers import *
 from .pool import *
 from .stats import *
+from .recheck import *
 from .report import *
 from .watched import *
 
 # %% ../nbs/16_watch.ipynb #868e4619
-def _in_a_batch(): # An interrupt can leave hooks behind: a pass that no Learner runs shall not be recorded
-    return any(f.f_code is Learner.one_batch.__code__ for f,_ in traceback.walk_stack(None))
-
 class _StepStats(LayerStats):
     "Mean, std and share near zero of every layer in one training step, and the std of the gradient at its output"
     def __init__(self, model, include_paramless):
@@ -38,7 +35,7 @@ class _StepStats(LayerStats):
 
     def hook(self, m, i, o):
         o,n = first_tensor(o),self.names.get(m)
-        if (not self.step or n in self.step) and not _in_a_batch(): return self.end()
+        if (not self.step or n in self.step) and not in_a_batch(): return self.end()
         if n is None or n in self.step or not torch.is_grad_enabled() or not has_moments(o) or not o.numel(): return
         with torch._C.DisableTorchFunction():
             v = first_values(o).detach()

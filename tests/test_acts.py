@@ -12,7 +12,7 @@ def test_a_name_that_is_no_activation(name):
     "Also that of another function of torch"
     with pytest.raises(ValueError, match=f"unknown nonlinearity '{name}'; known: .*gelu.*identity.*linear.*tanh.*pass the module or function"): act_gain(name)
 
-@pytest.mark.parametrize('act', [torch.zeros_like, lambda z: z/0, lambda z: z*math.nan, lambda z: torch.where(z>3, math.inf, z)])
+@pytest.mark.parametrize('act', [torch.zeros_like, lambda z: 1/z, lambda z: z.abs()**-0.5, lambda z: z/0, lambda z: z*math.nan, lambda z: torch.where(z>3, math.inf, z)])
 def test_no_gain(act):
     with pytest.raises(ValueError, match='has no gain'): act_gain(act)
 
@@ -118,6 +118,184 @@ def test_gain_of_a_sum():
 def test_a_model_that_cannot_be_traced():
     m = _Own(lambda m,x: x if x.sum()>0 else -x)
     with pytest.raises(ValueError, match="nonlinearity='auto' cannot trace _Own .*name the nonlinearity"): auto_gains(m)
+
+class _Between(nn.Module):
+    "`f(model, h)` between two layers, and whatever `f` needs"
+    def __init__(self, f, **parts):
+        super().__init__()
+        self.a,self.b,self.f = nn.Linear(6,6),nn.Linear(6,6),f
+        for k,v in parts.items(): setattr(self, k, v)
+    def forward(self, x): return self.b(self.f(self, self.a(x)))
+
+def _between(f, **parts): return auto_gains(_Between(f, **parts))['b']
+
+def _unit(act, n=2_000_001):
+    "1/√E[act(z)²], by a plain sum over many steps"
+    z = torch.linspace(-12, 12, n, dtype=torch.double)
+    return (act(z).square()*(-z*z/2).exp()).sum().mul(24/(n-1)/math.sqrt(2*math.pi)).item()**-0.5
+
+def _encoder(**kwargs): return nn.TransformerEncoderLayer(6, 2, 8, **kwargs)
+
+@pytest.mark.parametrize('model,gains', [
+    (nn.Sequential(_encoder()), {'0.linear1':1., '0.linear2':math.sqrt(2)}), (_encoder(activation=nn.Tanh()), {'linear1':1., 'linear2':1.5925374}),
+    (nn.Sequential(nn.TransformerEncoder(_encoder(activation='gelu'), 2)), {f'0.layers.{i}.linear{k}':g for i in (0,1) for k,g in ((1,1.), (2,1.5335304))}),
+    (nn.Sequential(nn.ReLU(), _encoder(activation=F.selu), nn.Linear(6,6)), {'1.linear1':1., '1.linear2':1., '2':1.}),
+    (nn.Transformer(6, 2, 1, 1, 8), {f'{o}.layers.0.linear{k}':g for o in ('encoder','decoder') for k,g in ((1,1.), (2,math.sqrt(2)))})], ids=map(str, range(5)))
+def test_inside_a_transformer(model, gains):
+    "Its second layer is fed by its activation; what comes after it starts anew"
+    assert auto_gains(model)==pytest.approx(gains, abs=1e-6)
+
+@pytest.mark.parametrize('m', [nn.LSTM(6,6), nn.GRU(6,6), nn.RNN(6,6), nn.Softmax(-1), nn.LogSoftmax(-1), _encoder(norm_first=True), _Own(lambda m,x: x@m.w, w=torch.eye(6)),
+                               _Own(lambda m,x: F.normalize(x, dim=-1)), nn.Bilinear(6,6,6)], ids=lambda m: type(m).__name__)
+def test_modules_after_which_variance_starts_anew(m):
+    if hasattr(m, 'w'): m.w = nn.Parameter(m._buffers.pop('w')) # a layer of one's own
+    def _f(model, h):
+        y = model.m(h.relu(), h.relu()) if isinstance(m, nn.Bilinear) else model.m(h.relu())
+        return y[0] if isinstance(m, nn.RNNBase) else y
+    assert _between(_f, m=m)==1
+    assert _between(lambda model,h: model.n(h.relu(), h.relu(), h.relu())[0], n=nn.MultiheadAttention(6,2))==1
+
+class _ChannelsFirst(_MyNorm):
+    "A normalization over channels that are not last, which wants four dimensions"
+    def forward(self, x): return F.normalize(x, dim=1)*self.weight[:,None,None]
+
+class _TrainingNorm(_MyNorm):
+    "A batch normalization that nobody knows"
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('var', torch.ones(6))
+    def forward(self, x): return x/(x.var((0,2,3), keepdim=True)+1e-5 if self.training else self.var[:,None,None]).sqrt()
+
+def test_normalizations_of_ones_own():
+    "In evaluation mode too: it is for training that weights are drawn"
+    for m in (_ChannelsFirst(), _TrainingNorm(), _TrainingNorm().eval()): assert _between(lambda model,h: model.m(h.relu()), m=m)==1
+
+@pytest.mark.parametrize('f', [
+    lambda h: F.layer_norm(h, (6,)), lambda h: F.layer_norm(h, h.shape[-1:]), F.normalize, lambda h: F.rms_norm(h, (6,)), lambda h: F.batch_norm(h, None, None, training=True),
+    lambda h: F.group_norm(h, 2), F.instance_norm, lambda h: F.local_response_norm(h, 2), lambda h: F.softmax(h, -1), lambda h: torch.softmax(h, -1), lambda h: h.softmax(-1),
+    lambda h: h.log_softmax(-1), lambda h: F.linear(h, torch.eye(6)), lambda h: F.scaled_dot_product_attention(h, h, h)], ids=map(str, range(14)))
+def test_functions_after_which_variance_starts_anew(f): assert _between(lambda m,h: f(h.relu()))==1
+
+@pytest.mark.parametrize('f', [
+    lambda h: F.dropout(h), lambda h: h.flatten(1), lambda h: h.view(h.size(0), -1), lambda h: h.unsqueeze(1).mean(1), lambda h: h.chunk(2)[0], lambda h: h.max(1)[0], lambda h: h.to(torch.half).float(),
+    lambda h: h.clamp(max=9), lambda h: h*2, lambda h: h/h.shape[1]**0.5, lambda h: torch.cat([h, F.relu(h), torch.relu(h)]), lambda h: h+torch.randn(6)])
+def test_functions_that_pass_on_what_was_before(f): assert _between(lambda m,h: f(h.relu()))==pytest.approx(math.sqrt(2), rel=1e-6)
+
+def test_a_size_of_something_else_is_no_source():
+    class _Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a,self.b = nn.Linear(6,6),nn.Linear(6,6)
+        def forward(self, x):
+            n,k = x.shape
+            return self.b(self.a(x).relu().view(n, k)/k**0.5)
+    assert auto_gains(_Net())['b']==pytest.approx(math.sqrt(2), rel=1e-6)
+
+def test_parameters_are_no_source():
+    "As a learned scale or position; they are read, and not changed"
+    p,q = nn.Parameter(torch.full((6,), 0.5)),nn.Parameter(torch.tensor(3.))
+    for f in (lambda m,h: h.relu()*m.p, lambda m,h: h.relu()+m.p, lambda m,h: h.relu()*m.q, lambda m,h: m.q-h.relu(), lambda m,h: h.relu()*m.p.exp().view(1,-1)):
+        assert _between(f, p=p, q=q)==pytest.approx(math.sqrt(2), rel=1e-6)
+    net = _Between(lambda m,h: F.threshold(h, m.q.detach().mul_(0).item(), 0.), q=nn.Parameter(torch.tensor(3.))).double()
+    assert auto_gains(net)['b']==pytest.approx(math.sqrt(2), rel=1e-6) and net.q==3
+
+def test_randomized_relu():
+    "√(2/(1+E[slope²])): uniform from 1/8 to 1/3 in training, else their mean"
+    train,test = math.sqrt(2/(1+torch.linspace(1/8, 1/3, 100_001, dtype=torch.double).square().mean().item())),math.sqrt(2/(1+(11/48)**2))
+    assert train==pytest.approx(1.37612, abs=1e-5) and test==pytest.approx(1.37848, abs=1e-5)
+    for m,gain in ((nn.RReLU(), train), (nn.RReLU().eval(), test)):
+        assert is_activation(m) and act_gain(m)==pytest.approx(gain, abs=1e-5)
+        assert _between(lambda model,h: model.m(h), m=m)==pytest.approx(gain, abs=1e-5)
+    for f,gain in ((F.rrelu, test), (partial(F.rrelu, training=True), train), (lambda h: F.rrelu(h, 0.4, 0.6), math.sqrt(2/1.25)), (lambda h: torch.rrelu(h, 0.4, 0.4, True), math.sqrt(2/1.16))):
+        assert _between(lambda m,h: f(h))==pytest.approx(gain, abs=1e-5)
+
+@pytest.mark.parametrize('f,gain', [
+    (lambda m,h: F.prelu(h, m.p), math.sqrt(2/1.25)), (lambda m,h: h.prelu(m.p), math.sqrt(2/1.25)), (lambda m,h: F.leaky_relu(h, m.s.item()), math.sqrt(2/1.09)),
+    (lambda m,h: h.clamp(min=0), math.sqrt(2)), (lambda m,h: torch.clamp(h, 0), math.sqrt(2)), (lambda m,h: h.clamp_min(m.s-0.3), math.sqrt(2)), (lambda m,h: torch.maximum(h, m.s*0), math.sqrt(2)),
+    (lambda m,h: h.abs(), 1.), (lambda m,h: h*h, 3**-0.5), (lambda m,h: F.threshold(h, 0.1, 0.1), _unit(nn.Threshold(0.1, 0.1))), (lambda m,h: F.softplus(h, beta=m.s), _unit(nn.Softplus(0.3)))], ids=map(str, range(11)))
+def test_functions_with_arguments(f, gain):
+    "Also of parameters, and of each element though no list names them"
+    assert _between(f, p=nn.Parameter(torch.tensor([0.1, 0.7]*3)), s=nn.Parameter(torch.tensor(0.3)))==pytest.approx(gain, rel=1e-5)
+
+def test_one_activation_after_another():
+    "E[relu(z)⁴] = 3/2, that of relu6 and of tanh(relu(z)) by a sum; whatever linear comes between"
+    assert _between(lambda m,h: h.relu().square())==pytest.approx(1.5**-0.5, rel=1e-6)
+    assert _between(lambda m,h: m.act(F.relu(h)*m.q)**2, act=nn.Dropout(), q=nn.Parameter(torch.ones(6)))==pytest.approx(1.5**-0.5, rel=1e-6)
+    assert _between(lambda m,h: h.relu().clamp(max=1))==pytest.approx(_unit(lambda z: z.clamp(0, 1)), rel=1e-5)
+    assert _between(lambda m,h: m.act(h).tanh(), act=nn.ReLU(inplace=True))==pytest.approx(_unit(lambda z: z.relu().tanh()), rel=1e-5)
+
+@pytest.mark.parametrize('change,gain', [
+    (lambda m,h: F.relu_(h), math.sqrt(2)), (lambda m,h: h.relu_(), math.sqrt(2)), (lambda m,h: torch.relu_(h), math.sqrt(2)), (lambda m,h: F.elu(h, inplace=True), _unit(nn.ELU())), (lambda m,h: F.elu(h, 1., True), _unit(nn.ELU())),
+    (lambda m,h: m.act(h), math.sqrt(2)), (lambda m,h: m.own(h), _unit(lambda z: z.clamp(0, 2))), (lambda m,h: h.clamp_(min=0), math.sqrt(2)), (lambda m,h: h.relu(), 1.), (lambda m,h: h.mul_(2), 1.)], ids=map(str, range(10)))
+def test_what_is_changed_in_place(change, gain):
+    "What is called for its effect alone counts from then on"
+    def _f(m, h):
+        change(m, h)
+        return h
+    assert _between(_f, act=nn.ReLU(inplace=True), own=_Own(lambda m,x: x.clamp_(0, 2)))==pytest.approx(gain, rel=1e-5)
+
+def test_what_came_before_a_change_in_place():
+    "What is added in place makes a sum"
+    def _f(m, h):
+        y = F.relu(h)
+        y.add_(h)
+        return y
+    assert _between(_f)==1
+
+@pytest.mark.parametrize('f', [lambda m,h: F.leaky_relu(h, h.mean().item()), lambda m,h: F.prelu(h, h.mean(0)), lambda m,h: F.leaky_relu(h.relu(), 1/h.size(1)), lambda m,h: 1/h])
+def test_a_function_whose_gain_the_data_determine(f): assert _between(f)==1
+
+def test_equal_gains_by_different_ways():
+    "By a formula and by an integral, which differ in the last digit"
+    for k in (0.1, 0.2, 0.3, 0.7):
+        assert _between(lambda m,h: F.leaky_relu(h, k)+m.act(h), act=nn.LeakyReLU(k))==pytest.approx(math.sqrt(2/(1+k*k)), rel=1e-6)
+    assert _between(lambda m,h: F.relu(h)+m.act(h)+h.clamp(min=0), act=nn.ReLU())==pytest.approx(math.sqrt(2), rel=1e-6)
+
+def test_reading_a_graph_changes_nothing():
+    "Neither the random state nor any value, though the forward draws, adds in place and drops"
+    m = _Between(lambda m,h: m.act(h)+F.dropout(h)+torch.rand(6)*m.p+m.drop(h), act=nn.RReLU(), drop=nn.Dropout(), p=nn.Parameter(torch.ones(6)), m=_TrainingNorm())
+    m.m.kept,m.f0 = 'mine',m.f
+    def _f(m, h):
+        m.m.kept,m.new = h,h
+        return m.f0(m, h)
+    m.f = _f
+    before,rng,attrs = {k:v.clone() for k,v in m.state_dict().items()},torch.get_rng_state(),set(vars(m))
+    auto_gains(m)
+    assert set(vars(m))==attrs and m.m.kept=='mine'
+    assert rng.equal(torch.get_rng_state()) and all(v.equal(before[k]) for k,v in m.state_dict().items()) and m.act.training
+
+@pytest.mark.parametrize('act', [nn.Softmax(0), nn.LogSoftmax(0), nn.LayerNorm(576), nn.LayerNorm(24), nn.Dropout(), nn.AlphaDropout(0.1), lambda z: z.cumsum(0), lambda z: z-z.mean(), lambda z: z.flip(0),
+                                 lambda z: z/z.abs().max(), lambda z: z+torch.rand_like(z), F.dropout, lambda z: z.roll(1), lambda z: 3.], ids=map(str, range(14)))
+def test_no_gain_of_what_is_no_function_of_each_element(act):
+    rng = torch.get_rng_state()
+    with pytest.raises(ValueError, match='is no function of each element of a tensor .*: it has no gain'): act_gain(act)
+    assert rng.equal(torch.get_rng_state())
+
+def test_a_gain_leaves_the_random_state():
+    rng = torch.get_rng_state()
+    for act in (nn.RReLU(), nn.RReLU, nn.Sequential(nn.ReLU(), nn.Dropout()), F.rrelu): act_gain(act)
+    assert is_activation(nn.RReLU()) and rng.equal(torch.get_rng_state())
+    assert act_gain(nn.Sequential(nn.ReLU(), nn.Dropout()))==pytest.approx(math.sqrt(2), rel=1e-6) # without its noise
+
+def _upper(t, k): # ∫ zᵏφ(z) dz from t to ∞, for k = 0 and 2
+    return 0.5*math.erfc(t/math.sqrt(2)) + (t*math.exp(-t*t/2)/math.sqrt(2*math.pi) if k else 0)
+
+@pytest.mark.parametrize('act,m2', [
+    (nn.Hardshrink(1.3), 2*_upper(1.3, 2)), (nn.Threshold(0.3, 5.), 25*(1-_upper(0.3, 0))+_upper(0.3, 2)), (nn.Hardtanh(-0.3, 0.3), 1-2*_upper(0.3, 2)+0.18*_upper(0.3, 0)),
+    (lambda z: (z>math.pi/3).double(), _upper(math.pi/3, 0)), (lambda z: z>1, _upper(1, 0)), (lambda z: z.float()*(z>2.7), _upper(2.7, 2))], ids=map(str, range(6)))
+def test_kinks_and_steps_between_whole_numbers(act, m2):
+    "E[act²] in closed form"
+    assert act_gain(act)==pytest.approx(m2**-0.5, rel=1e-5)
+
+def test_few_calls_for_a_gain():
+    "Of a smooth function four; where nothing is smooth they end all the same"
+    sizes = []
+    def _counted(f): return lambda z: (sizes.append(len(z)), f(z))[1]
+    act_gain(_counted(torch.tanh))
+    assert len(sizes)==4
+    for f,gain in ((lambda z: (z*100).round()/100, 1.), (lambda z: (1e6*z).sin(), math.sqrt(2))):
+        sizes.clear()
+        assert act_gain(_counted(f))==pytest.approx(gain, rel=0.02) and sum(sizes)<200_000
 
 # A few values of a tensor
 

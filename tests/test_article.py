@@ -54,9 +54,19 @@ def test_run(tmp_path):
     (('simple',), dict(n_train=-5), "--n-train = '-5' is not a whole number, 0 or more"),
     (('simple',), dict(data='nowhere'), "data = 'nowhere' is not a folder; known names: digits, fashion_mnist, imagenette"),
     (('simple',), dict(data='.'), 'no images in .'),
-    (('simple',), dict(best_of='nowhere'), 'nowhere')])
+    (('simple',), dict(best_of='nowhere'), 'no earlier results in nowhere: run.json is missing'),
+    (('simple',), dict(best_of='begun'), 'no earlier results in begun: results.csv is missing'),
+    (('simple',), dict(out='afile'), "--out = 'afile' is a file: pass the name of a folder"),
+    (('simple',), dict(out='afile/sub', **few), 'afile/sub'),
+    (('simple',), dict(epochs='x'), "--epochs = 'x' is not a whole number, 1 or more"),
+    (('simple',), dict(data='loose', **few), "all images in loose are of one class, 'loose': pass a folder that holds one folder of images a class")])
 def test_bad(args, kwargs, match, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path/'afile').write_text('')
+    (tmp_path/'begun').mkdir()
+    (tmp_path/'begun/run.json').write_text(json.dumps(dict(settings={}, made_by=[])))
+    if kwargs.get('data')=='loose': (tmp_path/'loose').mkdir()
+    for i in range(3*(kwargs.get('data')=='loose')): Image.new('RGB', (20,20)).save(tmp_path/f'loose/{i}.png')
     with pytest.raises(SystemExit, match='fastinit-article: .*'+re.escape(match)): article.main(*args, **kwargs)
     assert not (tmp_path/'results').exists()
 
@@ -71,6 +81,18 @@ def test_bad_as_seen(tmp_path):
     r = run('none', cwd=tmp_path)
     assert r.returncode!=0 and 'Traceback' not in r.stderr
     assert r.stderr.splitlines()[-1].startswith("fastinit-article: no experiment 'none'")
+    r = run('simple', '--epochs', 'x', cwd=tmp_path)
+    assert r.stderr.splitlines()[-1]=="fastinit-article: --epochs = 'x' is not a whole number, 1 or more"
+
+def test_run_as_a_module(tmp_path):
+    "The command under its own name; help of the self-check, which then does not run"
+    def _module(*args): return subprocess.run([sys.executable, '-m', *args], cwd=tmp_path, capture_output=True, text=True)
+    r = _module('fastinit.article', 'none')
+    assert r.returncode==1 and r.stderr.splitlines()[-1].startswith("fastinit-article: no experiment 'none' in ")
+    assert _module('fastinit.article', '--help').stdout.startswith('usage: fastinit-article [-h]')
+    r = _module('fastinit', '--help')
+    assert r.returncode==0 and r.stdout.startswith('usage: python -m fastinit [-h]') and 'ok  ' not in r.stdout
+    assert _module('fastinit', 'typo').returncode==2
 
 def test_help(tmp_path):
     r = run('--help', cwd=tmp_path)

@@ -63,7 +63,7 @@ def test_a_silent_branch_learns(end, head):
     with Unchanged(model): assert never_heard(model, ['1.b','2.b'], x)==({'1.b','2.b'} if ENDS[end] else set())
     r = lsuv_residual_(model, x)
     note = r.notes[0]
-    if ENDS[end]: assert note=='2 residual branches end at std 0.707, as no gradient would come back to them if they were silent (first: 1.b)'
+    if ENDS[end]: assert note=='2 residual branches end at std 0.707, as a silent one would get no gradient (first: 1.b)'
     else: assert note=='2 residual branches are silent until the first step (first: 1.b)'
     for n in ('1.b','2.b'): assert r[n]['std']==pytest.approx(0.5**0.5 if ENDS[end] else 0., abs=1e-5)
     before,opt = {n:p.clone() for n,p in model.named_parameters()},torch.optim.Adam(model.parameters(), 1e-2)

@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest
 from matplotlib.colors import to_hex, to_rgba
 from PIL import Image
 import fastinit.page
-from fastinit.plot import few_colors, plot_depth, plot_grads, plot_hists, plot_init_stats, plot_lr_range, plot_metrics, plot_side_by_side, save_png, scheme_colors
+from fastinit.plot import few_colors, plot_depth, plot_grads, plot_hists, plot_init_stats, plot_lr_range, plot_metrics, plot_side_by_side, save_png, scheme_colors, thinned
 from fastinit.report import InitReport, statuses
 
 @pytest.fixture(autouse=True)
@@ -58,6 +58,10 @@ def test_means_get_a_log_scale_with_the_stds():
 def test_zoom():
     axs = plot_init_stats(report([1.,1e4], [0.,1e3]), zoom=0.25)
     assert axs[0].get_ylim()==(-0.25,0.25) and axs[1].get_ylim()==(0,1.25) and axs[1].get_yscale()=='linear'
+    axs = plot_init_stats({'a':report([3.,3.], target=3.), 'b':report([1.,1.])}, zoom=0.5)
+    assert axs[1].get_ylim()==(0,4.5) and axs[0].get_ylim()==(-1.5,1.5) # of the largest target, which is then in the panel
+    for zoom in (0, -1, math.nan):
+        with pytest.raises(ValueError, match='must be above 0'): plot_init_stats(report([1.]), zoom=zoom)
 
 @pytest.mark.parametrize('log', [False, True])
 def test_marks(log):
@@ -86,12 +90,82 @@ def test_names_are_thinned_and_shortened():
     names[0] = 'encoder.layers.0.self_attention.out_proj'
     ax = plot_init_stats(report([1.]*60, names=names))[0]
     labels = [t.get_text() for t in ax.get_xticklabels()]
-    assert list(ax.get_xticks())==list(range(0, 60, 3)) and labels[1]=='layer_3' and labels[0]=='…f_attention.out_proj' or labels[0].startswith('…')
-    assert len(labels[0])==22 and names[0].endswith(labels[0][1:]) and '(1 in 3 named)' in ax.get_xlabel()
+    assert list(ax.get_xticks())==list(range(0, 60, 3)) and labels[:2]==['encoder.la…on.out_proj','layer_3']
+    assert len(labels[0])==22 and '(1 in 3 named)' in ax.get_xlabel()
 
-def test_layers_of_the_longest_report():
+def test_short_names_tell_layers_apart():
+    "What all begin with goes first, then a middle; the layer's number stays"
+    parts = 'attention.self.query attention.self.key attention.self.value attention.output.dense attention.output.LayerNorm intermediate.dense output.dense output.LayerNorm'.split()
+    bert = [f'bert.encoder.layer.{i}.{o}' for i in range(12) for o in parts]
+    short = thinned(bert, 100)[1]
+    assert short[0]=='0.attention.self.query' and len(set(short))==96 and max(map(len, short))==22
+    assert all(s.split('.')[0]==str(i//8) for i,s in enumerate(short))
+    more = thinned(['bert.embeddings.word_embeddings',*bert], 24)[1] # with less in common
+    assert len(set(more))==len(more) and more[-1].startswith('encoder.layer.11.')
+    vit = [f'encoder.layers.encoder_layer_{i}.{o}' for i in range(12) for o in ('ln_1','self_attention.out_proj','ln_2','mlp.0','mlp.3')]
+    assert len(set(thinned(vit, 60)[1]))==60 and max(map(len, thinned(vit, 60)[1]))==22
+    assert thinned(['a.b.'+'c'*30], 24)[1]==['a.b.cccccc…'+'c'*11] and thinned([], 24)[1]==[]
+    assert thinned(['a.b','a.c'], 24)[1]==['a.b','a.c'] # short enough
+
+def test_every_line_stands_over_its_own_layers():
+    "The names of all reports, in order; each line at the places of its own"
     ax = plot_init_stats({'a':report([1.]), 'b':report([1.]*3)})[0]
     assert [t.get_text() for t in ax.get_xticklabels()]==['0','1','2']
+    axs = plot_init_stats({'all':report([1.,2.,3.], names=['a','b','c']), 'skip b':report([1.,3.], names=['a','c'])})
+    for ax in axs: assert {k:list(o.get_xdata()) for k,o in lines(ax).items()}=={'all':[0,1,2], 'skip b':[0,2]}
+    rs = {'some':report([1.,0.,1.,math.inf], status=['ok','zero','ok','not finite'], names=['0','2','4','6'], grad_std=[1.,1.,0.,1.]), 'all':report([1.]*7, grad_std=1.)}
+    for ax in (*plot_init_stats(rs), plot_grads(rs)):
+        assert [t.get_text() for t in ax.get_xticklabels()]==list('0123456') and list(lines(ax)['some'].get_xdata())==[0,2,4,6]
+    std = plot_init_stats(rs)[1]
+    assert [list(o.get_xdata()) for o in marks(std, 'o')+marks(std, 'x')]==[[2],[6]] and [list(o.get_xdata()) for o in marks(plot_grads(rs), 'o')]==[[4]]
+    two = plot_init_stats({'one':report([1.,2.,3.], names=['a','m','z']), 'other':report([1.,2.], names=['m','n'])})[0] # n after m
+    assert [t.get_text() for t in two.get_xticklabels()]==['a','m','n','z'] and list(lines(two)['other'].get_xdata())==[1,2]
+
+def test_a_dead_layer_on_a_log_scale():
+    "A gap in the line and an open triangle on the frame, with an entry in the legend; on a linear scale its point is at 0"
+    r = report([1.,300.,0.,2.,0.], status=['ok','exploding','dead','ok','zero'])
+    mean,std = plot_init_stats(r)
+    (dead,) = marks(std, 'v')
+    assert list(dead.get_xdata())==[2] and list(ys(dead))==[0] and dead.get_transform()==std.get_xaxis_transform()
+    assert list(np.isnan(ys(lines(std)['as it is'])))==[False,False,True,False,True] and not marks(mean, 'v')
+    assert [list(o.get_xdata()) for o in marks(std, 'o')]==[[4]] and texts(std.figure.legends[0])==['as it is','zero by design','dead']
+    std = plot_init_stats(report([1.,0.], status=['ok','dead']))[1]
+    assert list(ys(lines(std)['as it is']))==[1.,0.] and not marks(std, 'v') and texts(std.figure.legends[0])==['as it is']
+
+def test_marks_of_a_log_scale_around_0_do_not_overlap():
+    for means in ([0.,1e20], [1e37,-1e36], [0.,30.,-20.], [-1e4,1.]):
+        ax = plot_init_stats(report([1.,1e4,*[1.]*(len(means)-2)], means))[0]
+        ax.figure.draw_without_rendering()
+        boxes = [t.get_window_extent() for t in ax.get_yticklabels()]
+        assert 3<=len(boxes)<=9 and 0 in ax.get_yticks() and not any(a.overlaps(b) for a,b in zip(boxes, boxes[1:])), means
+        assert ax.get_ylim()[0]<min(means) and ax.get_ylim()[1]>1.5*max(means) # with a margin
+
+def test_the_legend_fits():
+    "Below, in as many columns as there is room for; of a title of one's own it leaves room"
+    six = 'lsuv_uncentered lsuv_orthogonal lsuv_activation lsuv_small_branches lsuv_residual orthogonal'.split()
+    sided = plot_side_by_side({'one':results_of(*six), 'two':results_of(*six)}, plot_lr_range)
+    for axs in (plot_init_stats({k:report([1.,2.]) for k in six}), plot_init_stats({f'a scheme with a long name, {i}':report([1.]) for i in range(7)}), sided):
+        fig = axs[0].figure
+        title = fig.suptitle('A title')
+        fig.draw_without_rendering()
+        box,name = fig.legends[0].get_window_extent(),title.get_window_extent()
+        assert box.x0>=0 and box.x1<=fig.bbox.width and box.y0>=0 and not box.overlaps(name) and not box.overlaps(axs[0].get_tightbbox())
+    assert plot_init_stats({k:report([1.]) for k in 'abcdef'})[0].figure.legends[0]._ncols==6
+
+def test_given_axes_have_their_own_legend():
+    fig,axs = plt.subplots(2, 2)
+    for row,k in zip(axs, 'ab'): plot_init_stats({k:report([1.,2.])}, axs=row)
+    assert not fig.legends and [texts(row[1].get_legend()) for row in axs]==[['a'],['b']]
+    plot_init_stats({'c':report([2.,3.])}, axs=axs[1])
+    assert texts(axs[1,1].get_legend())==['b','c'] and len({o.get_color() for o in lines(axs[1,1]).values()})==2
+
+def test_on_a_dark_background():
+    "What is black or dark grey elsewhere has the colour of the text"
+    with plt.style.context('dark_background'):
+        assert scheme_colors(['lsuv_uncentered'])=={'lsuv_uncentered':'#ffffff'} and list(scheme_colors('abcdefgh').values())[-1]=='#ffffff'
+        std = plot_init_stats(report([1.,0.,math.inf], status=['ok','zero','not finite']))[1]
+        assert {to_hex(o.get_color()) for o in std.figure.legends[0].legend_handles[1:]}=={'#ffffff'}
+        assert to_hex(marks(std, 'o')[0].get_markerfacecolor())=='#000000' # open
 
 def test_given_axes():
     fig,axs = plt.subplots(1, 2)
@@ -162,6 +236,21 @@ def test_lr_range():
     x = [np.asarray(c[0].get_xdata(), float) for c in ax.containers]
     assert (x[0]<x[1]).all() and np.allclose(x[1]/x[0], 1.03) and np.allclose((x[0]*x[1])**0.5, [0.001,0.01]) and ax.get_xscale()=='log'
     assert [t.get_text() for t in ax.get_xticklabels()]==['0.001','0.01'] and 'after epoch 2' in ax.get_ylabel()
+
+@pytest.mark.parametrize('metric,best', [('valid_loss',0.01), ('error_rate',0.01), ('accuracy',0.1)])
+def test_the_best_rate(metric, best):
+    "The lowest of a loss or an error, else the highest; none where there is no number"
+    df = pd.DataFrame([dict(scheme=k, lr=lr, seed=0, epoch=1, **{metric:v if k=='a' else math.nan}) for k in 'ab' for lr,v in ((1e-3,2.3), (1e-2,.4), (1e-1,9.), (1.,math.nan))])
+    (star,) = [o for o in plot_lr_range(df, metric).get_lines() if o.get_marker()=='*']
+    assert star.get_xdata()[0]==pytest.approx(best, rel=0.05) and star.get_color()==scheme_colors('ab')['a']
+
+def test_close_rates_can_be_read():
+    for rates in ((1e-4,3e-4,1e-3,1.5e-3,2e-3,3e-3,1e-2), (1e-3,3e-3,1e-2,3e-2), (1e-3,)):
+        df = pd.DataFrame([dict(scheme='a', lr=lr, seed=0, epoch=1, accuracy=lr) for lr in rates])
+        ax = plot_lr_range(df)
+        ax.figure.draw_without_rendering()
+        boxes = [t.get_window_extent() for t in ax.get_xticklabels()]
+        assert len(boxes)==len(rates) and not any(a.overlaps(b) for a,b in zip(boxes, boxes[1:]))
 
 def called(ax): return ax.get_xlabel(),ax.get_ylabel()
 def results_of(*schemes): return pd.concat([results().query("scheme=='lsuv'").assign(scheme=k) for k in schemes])
@@ -249,6 +338,9 @@ def test_means_near_zero_on_a_log_scale(mean, near):
 def test_nothing_to_draw():
     for f,o,what in [(plot_init_stats, {}, 'InitReport'), (plot_hists, report([1.]), 'histograms'), (plot_grads, report([1.]), 'gradients')]:
         with pytest.raises(ValueError, match=what): f(o)
+    for o in ([report([1.])], {'a':report([1.]).df}):
+        with pytest.raises(TypeError, match='a dict of them'): plot_init_stats(o)
+    with pytest.raises(ValueError, match='two bins'): plot_hists(pd.DataFrame({'a':[1.]}, index=[0.]))
     for f in (plot_metrics, plot_lr_range):
         with pytest.raises(ValueError, match="no column 'auc'; there are scheme, lr, seed, epoch, accuracy"): f(results(), 'auc')
 

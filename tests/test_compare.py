@@ -12,6 +12,7 @@ from fastai.callback.tracker import SaveModelCallback
 from fastai.callback.training import GradientAccumulation
 from fastai.basics import Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, OptimWrapper, SGD, partial, set_seed
 from fastinit.all import *
+from fastinit.batch import first_batch
 from fastinit.compare import InitComparison, plot_losses
 
 @pytest.fixture(autouse=True)
@@ -215,10 +216,11 @@ inf,nan = float('inf'),float('nan')
     (dict(a=[[3,1]], b=[[3,2]]), 'a has the lowest loss after 2 steps, 1, 1 below b; one seed does not tell this from chance: `seeds=3`'),
     (dict(a=[[3,2]], b=[[3,1]]), 'b has the lowest loss after 2 steps, 1, 1 below a; one seed does not tell this from chance: `seeds=3`'),
     (dict(a=[[3,1]], b=[[3,1]]), 'no difference between a and b: a has the lowest loss after 2 steps, 1'),
-    (dict(a=[[3,1]]), 'a has the lowest loss after 2 steps, 1'),
+    (dict(a=[[3,1]]), 'a has the lowest loss after 2 steps, 1'), (dict(a=[[1]]), 'a has the lowest loss after 1 step, 1'),
     (dict(a=[[3,1],[3,1.2]], b=[[3,2],[3,1.5]]), 'a has the lowest loss after 2 steps, 1.1 (1 to 1.2): 0.65 below b, 0.3 beyond the spread of 2 seeds'),
-    (dict(a=[[3,1],[3,1.2]], b=[[3,1.1],[3,1.5]], c=[[3,2],[3,2]]), 'no clear difference between a, b: the spreads of their 2 seeds overlap. a has the lowest loss after 2 steps, 1.1 (1 to 1.2)'),
-    (dict(a=[[3,1],[3,1.2]], b=[[3,1.5],[3,1.6]], c=[[3,1.1],[3,3]]), 'no clear difference between a, c: the spreads of their 2 seeds overlap. a has the lowest loss after 2 steps, 1.1 (1 to 1.2)'),
+    (dict(a=[[3,1],[3,1.2]], b=[[3,1.1],[3,1.5]], c=[[3,2],[3,2]]), 'no clear difference between a and b: the spreads of their 2 seeds overlap. a has the lowest loss after 2 steps, 1.1 (1 to 1.2)'),
+    (dict(a=[[3,1],[3,1.2]], b=[[3,1.5],[3,1.6]], c=[[3,1.1],[3,3]]), 'no clear difference between a and c: the spreads of their 2 seeds overlap. a has the lowest loss after 2 steps, 1.1 (1 to 1.2)'),
+    (dict(a=[[3,1],[3,1.2]], b=[[3,1.1],[3,1.6]], c=[[3,1.1],[3,3]]), 'no clear difference between a, b and c: the spreads of their 2 seeds overlap. a has the lowest loss after 2 steps, 1.1 (1 to 1.2)'),
     (dict(a=[[3,1],[3,1.2]], b=[[3,1.7],[3,1.8]], c=[[3,1.5],[3,3]]), 'a has the lowest loss after 2 steps, 1.1 (1 to 1.2): 0.65 below b, 0.3 beyond the spread of 2 seeds'),
     (dict(a=[[3,1],[3,1.2]], b=[[3,1.7],[3,1.8]], c=[[3,0.5],[3,inf]]), 'a has the lowest loss after 2 steps, 1.1 (1 to 1.2): 0.65 below b, 0.5 beyond the spread of 2 seeds'),
     (dict(a=[[3,1]], b=[[3,inf]], c=[[3,nan]]), 'a has the lowest loss after 2 steps, 1; every other scheme diverged'),
@@ -248,6 +250,41 @@ def test_the_chart_of_the_losses():
     low,high = plot_losses(losses(a=[[3,2,1]], b=[[9,1e6,inf]])).get_ylim()
     assert (low,high)==pytest.approx((1-0.15, 6+0.15)) # twice what the lowest began with
     assert plot_losses(df, ax=ax) is ax
+
+def test_what_is_not_in_the_panel_is_said():
+    "A scheme whose loss lies wholly above it, or is never a number, has no line there"
+    df = losses(a=[[3,2,1]], b=[[30,20,9]], c=[[nan,nan,inf]], d=[[30,20,5]])
+    assert [t.get_text() for t in plot_losses(df).get_legend().get_texts()]==['a','b (above)','c (not finite)','d']
+    axs = InitComparison({}, {}, losses(a={1.:[[3,2]], 2.:[[3,1]]}, b={1.:[[9,8]], 2.:[[9,5]]}, c={1.:[[9,8]], 2.:[[9,8]]})).plot()
+    assert [t.get_text() for t in axs[0].figure.legends[0].get_texts()]==['a','b','c (above)'] # b is in one of the panels
+
+def test_one_step_can_be_drawn():
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        for df in (losses(a=[[3]]), losses(a=[[0]]), losses(a=[[nan]])):
+            ax = InitComparison({}, {}, df).plot()[0]
+            low,high = ax.get_ylim()
+            assert low<high and ax.get_lines()[0].get_marker()=='o' and ax.get_xlim()==(0.5,1.5)
+
+def test_modules_without_parameters_are_left_out():
+    "LSUV after the activation lists ReLUs: here only if they are asked for, and then of all"
+    learn = learner()
+    for steps in (0,2):
+        def layers(**kwargs):
+            res = learn.compare_inits(['kaiming',LSUVCallback(at='activation')], steps=steps, **kwargs)
+            return [list(r.df.layer) for r in [*res.values(), *(r for rs in getattr(res, 'after', {}).values() for r in rs.values())]]
+        assert all(o==['0','1','3','6'] for o in layers())
+        assert all(set('0236')<=set(o) for o in layers(include_paramless=True))
+
+def test_one_rate_and_a_rate_that_was_not_trained():
+    learn = learner()
+    res = learn.compare_inits(['lsuv'], steps=1, lrs=1e-3)
+    assert list(res.after)==[1e-3] and res.best.startswith('lsuv has the lowest loss after 1 step, ')
+    assert list(learn.compare_inits(['lsuv'], steps=1, lrs=slice(1e-4,1e-3)).after)==['slice(0.0001, 0.001, None)']
+    assert list(learn.compare_inits(['lsuv'], steps=1, lrs=np.array([1e-3,1e-2])).after)==[1e-3,1e-2]
+    with pytest.raises(ValueError, match='not trained at 0.1, but at 0.001'): res.plot_stats(lr=0.1)
+    axs = res.plot_stats(lr=1e-3)
+    assert axs[2].get_title()=='after 1 step at 0.001' and not any(ax.get_legend() for ax in axs)
 
 def test_the_panels():
     "One a rate, on the same axis; with one rate it is larger"
@@ -310,7 +347,8 @@ def test_accelerators_lists():
     b._models.append(2)
     assert a._models==[1] and b._models==[1,2] and b.state is a.state and b.names==('x',) and type(b) is Accelerator
 
-@pytest.mark.parametrize('kwargs', [dict(steps=-1), dict(steps=3, seeds=0), dict(steps=3, lr=1e-3, lrs=[1e-2]), dict(steps=3, inits=['kaimng'])])
+@pytest.mark.parametrize('kwargs', [dict(steps=-1), dict(steps=3, seeds=0), dict(steps=3, lr=1e-3, lrs=[1e-2]), dict(steps=3, inits=['kaimng']), dict(steps=2, inits=[]), dict(inits={}),
+    dict(steps=2, zoom=0)])
 def test_wrong_arguments(kwargs):
     learn = learner()
     before = deepcopy(learn.model.state_dict())
@@ -325,3 +363,15 @@ def test_a_model_that_cannot_be_initialized(steps):
     learn = learner(model=nn.Sequential(Uncopied(4), nn.Linear(4,2)), opt_func=SGD)
     with pytest.raises(ValueError, match='0.weight is not built yet .*run one batch through the model first'):
         learn.compare_inits(['kaiming','lsuv'], steps=steps)
+
+def test_pretrained_body_on_a_batch():
+    "As a callback leaves it"
+    model = nn.Sequential(nn.Linear(8,8), nn.ReLU(), nn.Linear(8,3))
+    ds = [(torch.randn(8), i%3) for i in range(32)]
+    groups = lambda m: [list(m[0].parameters()), list(m[2].parameters())]
+    learn = Learner(DataLoaders.from_dsets(ds, ds, bs=16), model, loss_func=CrossEntropyLossFlat(), splitter=groups)
+    learn.pretrained = True
+    reports = learn.compare_inits({'spared':'lsuv', 'not':LSUVCallback(force=True)})
+    assert reports['spared']['0'].status=='pretrained' and reports['not']['0'].status=='ok'
+    assert reports['spared']['0']['std']==pytest.approx(init_stats(model, *first_batch(learn))['0']['std'], rel=1e-5)
+    plt.close('all')

@@ -321,3 +321,164 @@ def test_waiting_ends_with_the_learner():
     assert cb.order==order and not cb.late
     with b.no_bar(), b.no_logging(): b.fit(1, 0.)
     assert not any('first training batch' in o for o in cb.report.notes)
+
+# A batch, or a weight, that somebody else holds
+
+class Fn(nn.Module):
+    "A model whose forward is `f(self, *xb)`"
+    def __init__(self, f, **layers):
+        super().__init__()
+        self.f = f
+        for k,m in layers.items(): setattr(self, k, m)
+    def forward(self, *xb): return self.f(self, *xb)
+
+def stds(model, *xb):
+    "Dotted name → std of the first output of every linear layer, by hooks of their own"
+    res,hooks = {},[]
+    def _keep(n, m, i, o): res.setdefault(n, o.std().item())
+    for n,m in model.named_modules():
+        if isinstance(m, nn.Linear): hooks.append(m.register_forward_hook(partial(_keep, n), prepend=True))
+    with torch.no_grad(): model(*xb)
+    for h in hooks: h.remove()
+    return res
+
+CHANGES = {'scaled': lambda x: x.div_(255.), 'shifted': lambda x: x.sub_(.5), 'doubled': lambda x: x.mul_(2)}
+def by_grads(m, x): return layer_grads(m, lambda y: y.square().mean(), x, ())
+
+@pytest.mark.parametrize('change', CHANGES)
+def test_batch_changed_in_place(change):
+    "Each pass sees the batch that the user gave, and so does the user"
+    torch.manual_seed(0)
+    x = torch.randint(0, 256, (64,8)).float()
+    given = x.clone()
+    m = Fn(lambda s,x: s.b(torch.relu(s.a(CHANGES[change](x)))), a=nn.Linear(8,8), b=nn.Linear(8,3))
+    for f in (lsuv_, lsuv_residual_, partial(lsuv_, verify=False), init_stats, by_grads, layer_hists):
+        f(m, x)
+        assert torch.equal(x, given)
+        assert stds(m, x.clone()) == pytest.approx(dict(a=1, b=1), abs=1e-4)
+
+def test_batch_in_containers():
+    "Dicts lose no item, and integers stay"
+    m = Fn(lambda s,d: s.b(torch.relu(s.a(d.pop('x')))), a=nn.Linear(8,8), b=nn.Linear(8,3))
+    d = {'x':torch.randn(64,8)}
+    lsuv_(m, d)
+    assert list(d)==['x'] and stds(m, dict(d)) == pytest.approx(dict(a=1, b=1), abs=1e-4)
+    m,ids = Fn(lambda s,i: s.a(s.e(i.add_(1))), e=nn.Embedding(9,8), a=nn.Linear(8,3)),torch.arange(8)
+    init_stats(m, ids)
+    assert ids.tolist()==list(range(8))
+
+ALIASES = {'attribute': lambda m: setattr(m, 'w', m.a.weight.data), 'buffer': lambda m: m.register_buffer('w', m.a.weight.data),
+           'in a dict': lambda m: setattr(m, 'd', {'a':m.a.weight.detach()}), 'transposed': lambda m: setattr(m, 'w', m.a.weight.data.t())}
+
+@pytest.mark.parametrize('alias', ALIASES)
+@pytest.mark.parametrize('kwargs', [{}, dict(verify=False), dict(pre=None)])
+def test_weight_known_elsewhere(x, alias, kwargs):
+    m = Fn(lambda s,x: s.b(torch.relu(s.a(x))), a=nn.Linear(8,8), b=nn.Linear(8,3))
+    ALIASES[alias](m)
+    r = lsuv_(m, x, **kwargs)
+    assert r.df.converged.all() and stds(m, x) == pytest.approx(dict(a=1, b=1), abs=1e-4)
+
+class Positions(nn.Module):
+    def __init__(self, expand):
+        super().__init__()
+        self.weight,self.expand = nn.Parameter(torch.randn(1,8)*10 if expand else torch.randn(64,8)*10),expand
+    def forward(self, x): return self.weight.expand(x.shape) if self.expand else self.weight[:len(x)]
+
+@pytest.mark.parametrize('expand', [True,False])
+@pytest.mark.parametrize('verify', [True,False])
+def test_output_that_is_the_weight(x, expand, verify):
+    m = Fn(lambda s,x: s.h(s.a(x)+s.p(x)), a=nn.Linear(8,8), p=Positions(expand), h=nn.Linear(8,3))
+    was = m.p(x).std().item()
+    r = lsuv_(m, x, layers=[nn.Linear,Positions], verify=verify, pre=None)
+    assert m.p(x).std().item()==pytest.approx(1, abs=1e-4)==r['p']['std'] and r['p']['scale']==pytest.approx(1/was, rel=1e-4)
+
+# Branches
+
+def branched(branch, **layers):
+    "A network with one residual branch"
+    def _forward(s, x):
+        h = s.i(x)
+        return s.h(h + branch(s, h))
+    return Fn(_forward, **{k:nn.Linear(8,8) for k in 'iabg'}, h=nn.Linear(8,3), **layers)
+
+def test_stem_that_is_also_a_branch(x):
+    def _loop(s, x):
+        h = s.a(x)
+        for _ in range(3): h = h + s.a(torch.relu(h))
+        return s.h(h)
+    m = Fn(_loop, a=nn.Linear(8,8,bias=False), h=nn.Linear(8,3))
+    assert residual_branches(m, x)=={} and lsuv_residual_(m, x).notes[0]=='no residual branches were found'
+    assert m(x).std().item()==pytest.approx(1, abs=1e-4) # it was 0
+    assert residual_branches(branched(lambda s,h: s.b(torch.relu(s.b(h)))), x)=={} # both inside and at the end: silent for ever
+
+def test_gradients_that_are_not_finite(x):
+    "√(x²) at 0 gives back 0·∞"
+    m = branched(lambda s,h: s.b(torch.relu(s.a(h))).square().sqrt())
+    assert lsuv_residual_(m, x).notes[0]=='1 residual branch ends at std 1, as a silent one would get no gradient (first: b)'
+    m(x).square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in m.parameters() if p.grad is not None)
+
+def test_silent_is_said_of_what_is_silent(x):
+    m = branched(lambda s,h: s.b(torch.relu(s.a(h))))
+    m.b.weight = m.a.weight
+    r = lsuv_residual_(m, x)
+    assert r['b'].status=='shared' and r.notes[0]=='no residual branch ends in a layer that is initialized'
+
+GATED = {'sigmoid': lambda s,h: s.b(torch.relu(s.a(h)))*torch.sigmoid(s.g(h)), 'gate first': lambda s,h: F.hardsigmoid(s.g(h))*s.b(h),
+         'softmax': lambda s,h: s.b(s.a(h))*s.g(h).softmax(-1), 'SiLU by hand': lambda s,h: (lambda z: z*torch.sigmoid(z))(s.b(s.a(h)))}
+
+@pytest.mark.parametrize('gate', GATED)
+def test_gates_of_the_same_shape(x, gate):
+    m = branched(GATED[gate])
+    assert residual_branches(m, x)=={'b':False}
+    assert lsuv_residual_(m, x).notes[0]=='1 residual branch is silent until the first step (first: b)' and not m.b.weight.any()
+
+def test_complex_branches(x):
+    m = branched(lambda s,h: s.b(s.a(h))).to(torch.cfloat)
+    assert residual_branches(m, x.cfloat())=={'b':False}
+
+# Layers that cannot be initialized, passes that cannot be hooked
+
+class LowRank(nn.Linear):
+    def __init__(self, ni, no):
+        super().__init__(ni, no)
+        del self.weight
+        self.u,self.v = nn.Parameter(torch.randn(no,2)),nn.Parameter(torch.randn(2,ni))
+    def forward(self, x): return F.linear(x, self.u@self.v, self.bias)
+
+def test_layer_without_a_weight(x):
+    m = nn.Sequential(LowRank(8,8), nn.ReLU(), nn.Linear(8,3))
+    u = m[0].u.clone()
+    with pytest.warns(UserWarning, match='0'): r = lsuv_(m, x)
+    assert r['0'].status=='unsupported parametrization' and torch.equal(u, m[0].u) and r['2']['std']==pytest.approx(1, abs=1e-4)
+    with pytest.raises(ValueError, match=r'0 \(LowRank\) has no weight'): lsuv_(m, x, layers=LowRank)
+
+def test_weights_that_cannot_be_changed(x):
+    m = nn.Sequential(nn.Linear(8,8))
+    m[0].weight = nn.Parameter(m[0].weight.data.to_sparse_csr())
+    with torch.inference_mode(): inferred = nn.Sequential(nn.Linear(8,8))
+    lazy = nn.Sequential(nn.Linear(8,8), nn.LazyBatchNorm1d(affine=False))
+    for o,why in ((m,'0.weight is sparse'), (inferred,'0.weight was made in inference mode'), (lazy,'1.running_mean is not built yet')):
+        with pytest.raises(ValueError, match=why): lsuv_(o, x)
+
+def test_branches_in_inference_mode():
+    m = branched(lambda s,h: s.b(torch.relu(s.a(h))))
+    with torch.inference_mode(): assert residual_branches(m, torch.randn(64,8))=={'b':False}
+
+def test_gradients_through_reentrant_checkpoints(x):
+    from torch.utils.checkpoint import checkpoint
+    m = branched(lambda s,h: s.b(torch.relu(s.a(h))))
+    plain = by_grads(m, x)
+    m.f = lambda s,x: s.h(checkpoint(lambda h: h + s.b(torch.relu(s.a(h))), s.i(x), use_reentrant=True))
+    assert by_grads(m, x).to_dict()==pytest.approx(plain.to_dict(), rel=1e-5)
+
+def test_scripted_part_at_the_activation(x):
+    m = nn.Sequential(nn.Linear(8,8), torch.jit.script(nn.Sequential(nn.Linear(8,8), nn.ReLU())), nn.Linear(8,8), nn.Tanh(), nn.Linear(8,3))
+    r = lsuv_(m, x, at='activation', std=.6)
+    assert r['2'].std_after==pytest.approx(.6, abs=1e-3)
+
+def test_first_call_without_items(x):
+    "An expert that gets no tokens at first: the later call is drawn, and its gradient measured"
+    m = Fn(lambda s,x: s.h(torch.cat([s.a(x[:0]), s.a(x)])), a=nn.Linear(8,8), h=nn.Linear(8,3))
+    assert layer_hists(m, x)['a'].sum()==pytest.approx(1, abs=1e-5)
+    assert by_grads(m, x)['a']>0

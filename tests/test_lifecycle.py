@@ -1,6 +1,6 @@
 "The callbacks on real Learners: once, at the right time, and never on weights that must not be lost."
 import itertools, pickle, random, re, warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 import pytest, torch
 from torch import nn
@@ -8,9 +8,9 @@ import cloudpickle, numpy as np, pandas as pd, timm
 import matplotlib.pyplot as plt
 from functools import partial
 from PIL import Image
-from fastai.vision.all import (accuracy, ActivationStats, aug_transforms, Callback, CancelFitException, CancelTrainException, ClassificationInterpretation, ContextManagers,
+from fastai.vision.all import (accuracy, ActivationStats, aug_transforms, Callback, CancelBatchException, CancelFitException, CancelTrainException, ClassificationInterpretation, ContextManagers,
     CrossEntropyLossFlat, DataLoader, DataLoaders, EarlyStoppingCallback, GradientAccumulation, GradientClip, ImageDataLoaders, L, Learner, load_learner,
-    load_model, MixedPrecision, MixUp, MSELossFlat, params, ProgressCallback, Resize, resnet18, SaveModelCallback, set_seed, TerminateOnNaNCallback,
+    load_model, MixedPrecision, MixUp, MSELossFlat, OptimWrapper, params, ProgressCallback, Resize, resnet18, SaveModelCallback, set_seed, TerminateOnNaNCallback,
     unet_learner, vision_learner, xresnet18)
 from fastai.callback.channelslast import ChannelsLast
 from fastai.distributed import ParallelTrainer
@@ -640,3 +640,103 @@ def test_wrapped_is_initialized():
     before = weights(learn)
     with learn.no_logging(): learn.fit(1, 0.)
     assert not same(before, weights(learn)) and list(init_layers(learn.model))==['0','2','4']
+
+# What was put into the model later, and what others leave behind
+
+def test_fresh_adagrad():
+    "Its state is there before the first step"
+    learn = learner(opt_func=partial(OptimWrapper, opt=torch.optim.Adagrad), cbs=LSUVCallback())
+    quiet(learn).fit(1, 0.)
+    assert list(learn.lsuv.report.df.status)==['ok']*3
+    learn = learner(opt_func=partial(OptimWrapper, opt=torch.optim.Adagrad))
+    quiet(learn).fit(1, 1e-3)
+    before = weights(learn)
+    learn.fit(1, 0., cbs=LSUVCallback())
+    assert same(before, weights(learn))
+
+class Ends(Callback):
+    order = 5
+    def __init__(self, how): self.how = how
+    def before_batch(self):
+        if self.training: raise self.how
+
+@pytest.mark.parametrize('how', [KeyboardInterrupt, CancelFitException, CancelBatchException])
+def test_no_hooks_after_a_first_batch_that_was_not(how):
+    "They are gone after the fit, or record nothing of what others pass and go with the next one"
+    learn = quiet(learner(cbs=LSUVCallback()))
+    with suppress(KeyboardInterrupt): learn.fit(1, 0., cbs=Ends(how))
+    hooks = sum(len(m._forward_hooks) for m in learn.model.modules())
+    assert hooks==0 or how is KeyboardInterrupt
+    learn.model(torch.randn(40,12)*1000)
+    learn.get_preds()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        learn.fit(1, 0.)
+    assert not any(m._forward_hooks for m in learn.model.modules())
+
+def test_another_model_after_a_fit():
+    "Nothing tells whether it was trained: its weights stay, a warning says so, and the report is about it"
+    learn = quiet(learner(cbs=LSUVCallback()))
+    learn.fit(1, 1e-3)
+    learn.model = nn.Sequential(nn.Linear(12,9), nn.ReLU(), nn.Linear(9,2))
+    learn.create_opt()
+    before = weights(learn)
+    with pytest.warns(UserWarning, match=r'left alone: 2 loaded \(0, 2\)'): learn.fit(1, 0.)
+    assert same(before, weights(learn)) and list(learn.init_report().df['shape'])==[(16,9),(16,2)]
+    plt.close('all')
+
+def test_another_head_after_a_fit():
+    "It is named, once"
+    learn = quiet(learner(cbs=LSUVCallback()))
+    learn.fit(1, 1e-3)
+    learn.model[4] = nn.Linear(24,2)
+    learn.create_opt()
+    before = weights(learn)
+    with pytest.warns(UserWarning, match=r"1 layer put into the model since it was initialized \(4\), and left as before"): learn.fit(1, 0.)
+    assert same(before, weights(learn))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        learn.fit(1, 0.)
+    learn.fit(1, 0., cbs=LSUVCallback(layers='4', force=True))
+    assert not torch.equal(before[-2], learn.model[4].weight)
+
+def test_two_on_different_layers():
+    "Each draws weights for its own; for what the other has drawn it only scales"
+    model = net()
+    for p in model.parameters(): p.data.fill_(0.01)
+    learn = quiet(learner(model=model, cbs=[LSUVCallback(layers=['0']), LSUVCallback(layers=['2','4'])]))
+    learn.fit(1, 0.)
+    assert all(learn.model[i].weight.unique().numel()>24 for i in (0,2,4))
+    given = torch.randn(24,12)
+    def _given(model): model[0].weight.data.copy_(given)
+    learn = quiet(learner(model=net(), cbs=[InitCallback(_given, layers=['0']), LSUVCallback()]))
+    before = weights(learn)
+    learn.fit(1, 0.)
+    scaled = learn.model[0].weight.detach().flatten()
+    assert torch.cosine_similarity(scaled, given.flatten(), 0).item()==pytest.approx(1, abs=1e-5)
+    drawn = learn.model[2].weight.detach().flatten()
+    assert abs(torch.cosine_similarity(drawn, before[2].flatten(), 0).item())<0.5
+    assert learn.init_report().df['std'].to_numpy()==pytest.approx(1, abs=1e-4)
+    plt.close('all')
+
+class Weighted(DataLoader):
+    def __init__(self, *args, wgts=None, **kwargs):
+        if wgts is None: raise ValueError('wgts are needed')
+        super().__init__(*args, **kwargs)
+
+def test_loader_that_cannot_be_made_anew():
+    "The first training batch does, as with any other reason"
+    dls = data()
+    dls.loaders[0] = Weighted(dls.train.dataset, bs=16, wgts=1)
+    learn = quiet(learner(dls, cbs=LSUVCallback()))
+    learn.fit(1, 0.)
+    assert any('wgts are needed' in o for o in learn.lsuv.report.notes) and learn.lsuv.report.df['std'].to_numpy()==pytest.approx(1, abs=1e-4)
+
+def test_model_with_the_callbacks_names():
+    "fastai warns of a callback's attribute that the model has too"
+    model = net()
+    for k in ('stats','done','report','seen','kept','late','was','unchecked','drawn'): setattr(model, k, 1)
+    learn = quiet(learner(model=model))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        learn.fit(1, 0., cbs=LSUVCallback())

@@ -89,7 +89,7 @@ def test_targets_of_branches():
     assert 'target' not in lsuv_(model(), x).df and lsuv_(net(), x, branch_scale='auto').notes==['no residual branches were found']
     assert lsuv_(model(), x, branch_scale='auto', layers=['0','5']).notes==['no residual branch ends in a layer that is initialized']
     r = lsuv_(nn.Sequential(ResBlock(1, 8, 8), nn.Conv2d(8,4,3)), torch.randn(4,8,9,9), branch_scale=0.5)
-    assert r.notes[0]=='1 residual branches end in a normalization, whose weight decides what they add (first: 0.convpath.1.0)'
+    assert r.notes[0]=='1 residual branch ends in a normalization, whose weight decides what is added (first: 0.convpath.1.0)'
 
 def test_predicted():
     "`verify=False` says so; what is not told is what a wrong prediction hides"

@@ -113,6 +113,8 @@ def test_get_data(tmp_path, monkeypatch):
     mnist(tmp_path/'m')
     assert get_data('~/x', size=16, bs=2).c==2 and len(get_data('~/m', size=16, bs=2).train_ds)==12
     with pytest.raises(FileNotFoundError, match='no images in .*pass a folder that holds one folder of images a class'): image_folder(tmp_path/'m')
+    with pytest.raises(ValueError) as e: get_data(str(tmp_path/'x/a/cat'), size=16, bs=2)
+    assert str(e.value)==f"all images in {tmp_path/'x/a/cat'} are of one class, 'cat': pass a folder that holds one folder of images a class"
 
 # Models
 
@@ -346,11 +348,13 @@ def test_report_of_the_command():
     cfg = dict(tiny, data='/some/where/digits')
     def _lines(*args): return [l for l in article.command._report(*args).splitlines() if l]
     text = _lines(dict(cfg, seeds=[0]), results(), 'Made by: me')
-    assert text[0]=='simple_convnet on digits, 8 px, 2 epochs of one-cycle adam: 2 runs, 1.0 minutes of CPU time, 0 not finite at the end'
+    assert text[0]=='simple_convnet on digits, 8 px, 2 epochs of one-cycle adam: 2 runs, 1 minute of CPU time, 0 not finite at the end'
     assert text[1]=='Accuracy after epoch 2 by peak learning rate:' and text[-1]=='Made by: me' and 'At the best rate of each:' in text
     text = _lines(cfg, results((0,1), (1e-3,1e-2)), '')
-    assert text[0].endswith(': 8 runs, 4.0 minutes of CPU time, 2 not finite at the end')
+    assert text[0].endswith(': 8 runs, 4 minutes of CPU time, 2 not finite at the end')
     assert text[1]=='Accuracy after epoch 2 by peak learning rate, mean (lowest–highest) of 2 seeds:'
+    one = results(epochs=1).query("scheme=='lsuv'").assign(cpu_s=4.)
+    assert _lines(dict(cfg, epochs=1, seeds=[0]), one, '')[0]=='simple_convnet on digits, 8 px, 1 epoch of one-cycle adam: 1 run, 4 seconds of CPU time, 0 not finite at the end'
 
 def test_command_as_typed():
     f = article.command._command

@@ -1,9 +1,15 @@
 "Each scheme alone: the std of the weights it draws, what it leaves alone, its options and what they may be"
-import math
+import itertools, math, warnings
+from copy import deepcopy
 from functools import partial
 import pytest, torch
+from fastai.basics import DataLoaders, Learner
 from torch import nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+from torch.nn.utils.parametrize import register_parametrization
 from fastinit.all import *
+from fastinit.fill import draw_weight, new_weight, orthonormal
 from fastinit.schemes import check_scheme, fans, get_scheme, recurrent_, run_scheme, scheme_name
 
 SCHEMES = [default_, normal_, xavier_, kaiming_, orthogonal_]
@@ -11,8 +17,30 @@ SCHEMES = [default_, normal_, xavier_, kaiming_, orthogonal_]
 @pytest.mark.parametrize('layer,fan', [
     (nn.Linear(30,50), (30,50)), (nn.Conv2d(8,12,3), (72,108)), (nn.Conv2d(8,12,(1,5)), (40,60)), (nn.Conv1d(6,4,7), (42,28)), (nn.Conv3d(2,3,2), (16,24)),
     (nn.Conv2d(8,12,3,groups=4), (18,27)), (nn.Conv2d(8,8,3,groups=8), (9,9)), (nn.Bilinear(4,5,6), (20,30)), (nn.ConvTranspose2d(8,12,4,stride=2), (32,192)),
-    (nn.ConvTranspose2d(8,12,3), (72,108)), (nn.ConvTranspose2d(8,8,4,stride=2,groups=4), (8,32)), (nn.ConvTranspose1d(1,3,2,stride=4), (1,6))])
+    (nn.ConvTranspose2d(8,12,3), (72,108)), (nn.ConvTranspose2d(8,8,4,stride=2,groups=4), (8,32)), (nn.ConvTranspose1d(1,3,2,stride=4), (1,6)),
+    (nn.Conv2d(8,16,3,stride=2), (72,144)), (nn.Embedding(50,64), (1,64)), (nn.EmbeddingBag(50,64), (1,64)), (weight_norm(nn.Linear(30,50)), (30,50)), (nn.utils.spectral_norm(nn.Linear(30,50)), (30,50))])
 def test_fans(layer, fan): assert tuple(map(float, fans(layer)))==fan
+
+def test_fans_are_those_of_torch():
+    "Of ordinary convolutions, whatever their stride; the docstring says so"
+    for layer in (nn.Linear(30,50), nn.Conv2d(8,12,3,stride=2,padding=1), nn.Conv1d(6,4,7,stride=3), nn.Conv3d(2,3,2,dilation=2)):
+        assert fans(layer)==nn.init._calculate_fan_in_and_fan_out(layer.weight)
+    assert 'stride of an ordinary one does' in fans.__doc__ and 'fan_out is that of stride 1' in fans.__doc__
+
+@pytest.mark.parametrize('layer,has', [(nn.LayerNorm(8), r'a weight of shape \(8,\)'), (nn.PReLU(), r'a weight of shape \(1,\)'), (nn.LSTM(3,4), 'no weight'), (nn.LSTMCell(3,4), 'no weight'),
+    (nn.MultiheadAttention(4,2), 'no weight'), (nn.ReLU(), 'no weight'), (nn.Sequential(nn.Linear(2,2)), 'no weight'), (nn.BatchNorm2d(3, affine=False), 'no weight')])
+def test_no_fans(layer, has):
+    with pytest.raises(ValueError, match=f'^{type(layer).__name__} has {has}, and so no fans: pass a layer with a matrix or more, such as Linear, Conv2d or Embedding$'): fans(layer)
+
+class Noisy(nn.Module):
+    def forward(self, w): return w+torch.randn_like(w)
+
+def test_fans_change_nothing():
+    "Neither the vectors of a spectral norm nor the random state, where the weight is computed with random numbers"
+    m = spectral_norm(nn.Linear(5,7)).train()
+    register_parametrization(m, 'weight', Noisy())
+    was,rng = deepcopy(m.state_dict()),torch.get_rng_state()
+    assert fans(m)==(5,7) and torch.equal(torch.get_rng_state(), rng) and all(torch.equal(v, was[k]) for k,v in m.state_dict().items())
 
 def drawn(scheme, layer, **kwargs):
     torch.manual_seed(0)
@@ -58,11 +86,81 @@ def test_orthogonal(shape):
     torch.manual_seed(0)
     assert torch.allclose(drawn(orthogonal_, layer).flatten(1), want, atol=1e-5)
 
+@pytest.mark.parametrize('layer', [nn.Conv2d(16,16,3,groups=16), nn.Conv2d(8,12,3,groups=4), nn.Conv2d(4,64,3,groups=2), nn.Conv1d(6,8,5,stride=2,dilation=2), nn.Conv2d(3,5,(1,3)),
+    nn.ConvTranspose2d(6,4,3), nn.ConvTranspose2d(6,4,4,stride=2), nn.ConvTranspose2d(6,4,3,stride=2), nn.ConvTranspose2d(6,24,2,stride=2), nn.ConvTranspose2d(4,6,3,stride=(3,1)), nn.ConvTranspose2d(4,6,1,stride=2),
+    nn.ConvTranspose2d(8,12,4,stride=2,groups=4), nn.ConvTranspose1d(6,4,5,stride=2,dilation=2), nn.ConvTranspose1d(6,4,6,stride=4,dilation=2), nn.ConvTranspose3d(3,2,2,stride=2)], ids=repr)
+def test_orthogonal_convolutions(layer):
+    "The channels at each place are, as functions of the input, orthonormal times the gain, to 1e-5; or what each input gives, where a group has more outputs than it sums inputs"
+    drawn(orthogonal_, layer, gain=3.)
+    reach = [(k-1)*d for k,d in zip(layer.kernel_size, layer.dilation)]
+    ones = torch.eye(n := layer.in_channels*9**len(reach)).view(n, layer.in_channels, *[9]*len(reach)) # each input alone
+    with torch.no_grad(): y,seen = layer(ones)/3,0
+    for place in itertools.product(*[range(r, r+4) if layer.transposed else [0] for r in reach]): # away from the border
+        j = y[(..., *place)].T # of shape (out, inputs)
+        j = j[:,j.abs().sum(0)>0]
+        if not j.numel(): continue # no tap of a transposed convolution gets there
+        g,seen = j@j.T if j.shape[0]<=j.shape[1] else j.T@j,seen+1
+        assert torch.allclose(g, torch.eye(len(g)), atol=1e-5)
+    assert seen
+
+@pytest.mark.parametrize('layer', [lambda: nn.Conv2d(256,256,3,groups=256,padding=1,padding_mode='circular'), lambda: nn.ConvTranspose2d(64,64,4,stride=2), lambda: nn.ConvTranspose2d(64,64,3)], ids=['depthwise','doubling','transposed'])
+def test_orthogonal_keeps_the_variance(layer):
+    "Of white noise, to 3 %, in one layer; to 15 % in three that are depthwise, where it was 0.006"
+    m = orthogonal_(nn.Sequential(*[layer() for _ in range(3)]))
+    x = torch.randn(4, m[0].in_channels, 24, 24)
+    with torch.no_grad():
+        assert m[0](x)[:,:,4:-4,4:-4].std().item()==pytest.approx(1., rel=0.03)
+        if m[0].groups>1: assert m(x).std().item()==pytest.approx(1., rel=0.15)
+
 @pytest.mark.parametrize('dtype', [torch.half, torch.bfloat16])
 @pytest.mark.parametrize('scheme', SCHEMES[1:])
 def test_16_bits_are_drawn_in_32(scheme, dtype):
     a,b = (drawn(scheme, nn.Linear(20,50).to(t)) for t in (torch.float, dtype))
     assert b.dtype==dtype and torch.equal(a.to(dtype), b)
+
+@pytest.mark.parametrize('norm', [nn.utils.weight_norm, weight_norm])
+def test_orthogonal_weight_norm_in_16_bits(norm):
+    "There is no QR of 16 bits"
+    a,b = (drawn(orthogonal_, norm(nn.Linear(20,25).to(t))) for t in (torch.float, torch.bfloat16))
+    assert b.dtype==torch.bfloat16 and torch.allclose(a, b.float(), atol=0.01)
+
+# Complex weights
+
+@pytest.mark.parametrize('distribution', ['normal','uniform'])
+@pytest.mark.parametrize('scheme,std', [(partial(kaiming_, nonlinearity='linear'), 1/20), (partial(xavier_, gain=2.), 2*math.sqrt(2/700)), (kaiming_, math.sqrt(2)/20)])
+def test_complex_weights(scheme, std, distribution):
+    "The root of the mean of |w|² is that of the formula, each part has half of it, to 1 %; the output of N(0,1) has std·√fan_in, to 2 %"
+    w = drawn(scheme, nn.Linear(400,300,dtype=torch.cfloat), distribution=distribution)
+    for part in (w.real, w.imag):
+        assert part.std().item()==pytest.approx(std/math.sqrt(2), rel=0.01) and (part/part.std()).pow(4).mean().item()==pytest.approx(3. if distribution=='normal' else 1.8, rel=0.03)
+    assert (torch.randn(500,400,dtype=torch.cfloat)@w.T).abs().square().mean().sqrt().item()==pytest.approx(20*std, rel=0.02)
+
+@pytest.mark.parametrize('shape', [(30,30), (40,30), (30,40), (60,10), (10,60)])
+def test_complex_orthogonal(shape):
+    "Q·Qᴴ = 1, or Qᴴ·Q = 1, times the square of the gain, to 1e-5; LSUV begins there"
+    layer = nn.Linear(shape[1], shape[0], dtype=torch.cfloat)
+    w = drawn(orthogonal_, layer, gain=2.)
+    g = (w@w.mH if w.shape[0]<=w.shape[1] else w.mH@w)/4
+    assert torch.allclose(g, torch.eye(len(g), dtype=g.dtype), atol=1e-5) and w.imag.std().item()==pytest.approx(w.real.std().item(), rel=0.2)
+    x = torch.randn(64, shape[1], dtype=torch.cfloat)
+    lsuv_(nn.Sequential(layer), x, pre='orthogonal', center=False)
+    w = layer.weight.detach()
+    g = w@w.mH if shape[0]<=shape[1] else w.mH@w
+    assert layer(x).std().item()==pytest.approx(1., abs=1e-3) and torch.allclose(g/g[0,0], torch.eye(len(g), dtype=g.dtype), atol=1e-5)
+
+def test_complex_recurrent():
+    for n,p in recurrent_(nn.LSTM(200, 150, dtype=torch.cfloat)).named_parameters():
+        for g in p.detach().split(150) if n.startswith('weight') else ():
+            if 'hh' in n: assert torch.allclose(g@g.mH, torch.eye(150, dtype=g.dtype), atol=1e-5)
+            else: assert g.abs().square().mean().item()==pytest.approx(2/350, rel=0.05)
+
+@pytest.mark.parametrize('dtype', [torch.float, torch.double, torch.cfloat])
+def test_many_matrices(dtype):
+    "10,000 of a shape, whose AᵀA may have any condition number, to 1e-5; each the one that torch gives, where there is but one and it is real"
+    for shape in ((2,4), (4,2), (3,3), (1,9), (9,1), (2,13), (13,2)):
+        w = orthonormal(torch.empty(10000, *shape, dtype=dtype), 0.5)*2
+        g = w@w.mH if shape[0]<=shape[1] else w.mH@w
+        assert (g-torch.eye(g.shape[-1])).abs().max()<1e-5, shape
 
 @pytest.mark.parametrize('scheme', SCHEMES)
 def test_what_is_left_alone(scheme):
@@ -84,6 +182,59 @@ def test_row_of_the_padding():
     m = nn.Sequential(nn.Embedding(5, 4, padding_idx=2), nn.Linear(4,2))
     kaiming_(m, layers=nn.Embedding)
     assert not m[0].weight[2].any() and m[0].weight[[0,1,3,4]].all()
+    for norm in (nn.utils.weight_norm, weight_norm): # which divides by the norm of a row
+        m = nn.Sequential(norm(nn.Embedding.from_pretrained(torch.ones(5,4), freeze=False, padding_idx=2)))
+        kaiming_(m, layers=nn.Embedding)
+        assert torch.allclose(m[0].weight[2], torch.ones(4)) and not torch.allclose(m[0].weight[[0,1,3,4]], torch.ones(4,4), atol=0.1)
+
+@pytest.mark.parametrize('cls', [nn.Embedding, nn.EmbeddingBag])
+def test_tables(cls):
+    "One row is read, so that Kaiming's linear std is 1, that of torch; to 1 %, of 320,000"
+    assert drawn(kaiming_, cls(5000,64), nonlinearity='linear', layers=cls).std().item()==pytest.approx(1., rel=0.01)
+    assert drawn(xavier_, cls(5000,64), layers=cls).std().item()==pytest.approx(math.sqrt(2/65), rel=0.01)
+
+# What is said of layers that are left alone
+
+def spectral(l): return spectral_norm(l)
+def frozen(l): return l.requires_grad_(False)
+def pruned(l): return prune.l1_unstructured(l, 'weight', 0.5)
+
+def said(f):
+    "(What is left alone and why, as each warning has it; do all point to it?) of a lambda that lies in one line of this file"
+    with warnings.catch_warnings(record=True) as ws:
+        warnings.simplefilter('always')
+        f()
+    ws = [w for w in ws if 'left alone' in str(w.message)]
+    return [str(w.message).partition('. `force=True`')[0] for w in ws],all((w.filename,w.lineno)==(__file__,f.__code__.co_firstlineno) for w in ws)
+
+@pytest.mark.parametrize('leave,why', [(spectral, '2 unsupported parametrization (0, 2)'), (frozen, '2 frozen (0, 2)'), (pruned, '2 unsupported parametrization (0, 2)')])
+@pytest.mark.parametrize('scheme', SCHEMES)
+def test_one_warning(scheme, leave, why):
+    "From a scheme, `init_`, `lsuv_` and a callback, also around a function that calls the scheme; it points to the line of the call"
+    m,x = nn.Sequential(leave(nn.Linear(4,4)), nn.LeakyReLU(), leave(nn.Linear(4,4)), nn.Linear(4,4)),torch.randn(16,4)
+    want = [f'left alone: {why}']
+    assert said(lambda: scheme(m))==(want, True)
+    assert said(lambda: init_(m, scheme, x))==(want, True) and said(lambda: lsuv_(m, x, pre=scheme))==(want, True)
+    assert said(lambda: init_(m, lambda model: scheme(model), x))==(want, True) and said(lambda: init_(m, partial(scheme, layers=nn.Linear), x))==(want, True)
+    assert said(lambda: lsuv_(m, x, pre=lambda model: scheme(model)))[0]==want
+    assert said(lambda: scheme(m))==(want, True) and said(lambda: scheme(m, layers=init_layers(m)))==([], True) # which means just these
+    for f in (scheme, lambda model: scheme(model)):
+        learn = Learner(DataLoaders([(x,x)], [(x,x)]), m, loss_func=nn.MSELoss(), cbs=InitCallback(f))
+        with learn.no_logging(), learn.no_bar(): assert said(lambda: learn.fit(1, 0.))[0]==want
+
+@pytest.mark.parametrize('scheme', SCHEMES)
+def test_who_is_warned_of_what(scheme):
+    "Nothing of what is zero by design, or where all is initialized; what is shared, also inside a function that initializes more than `init_` knows of"
+    m,x = nn.Sequential(nn.Linear(4,4), nn.Linear(4,4)),torch.randn(16,4)
+    assert said(lambda: scheme(m))==([], True)
+    nn.init.zeros_(m[1].weight)
+    assert said(lambda: scheme(m))==([], True)
+    m = nn.Sequential(nn.Embedding(4,4).requires_grad_(False), nn.Linear(4,4), nn.Linear(4,4, bias=False))
+    m[2].weight = m[0].weight
+    assert said(lambda: scheme(m, force=True))==(['left alone: 1 shared (2)'], True)
+    m[2].weight = nn.Parameter(torch.ones(4,4))
+    texts,_ = said(lambda: init_(m, lambda model: scheme(model, layers=nn.Embedding), torch.arange(4)))
+    assert texts==['left alone: 1 frozen (0)']
 
 @pytest.mark.parametrize('cls', [nn.RNN, nn.GRU, nn.LSTM, nn.RNNCell, nn.GRUCell, nn.LSTMCell])
 def test_recurrent_weights(cls):
@@ -97,6 +248,29 @@ def test_recurrent_weights(cls):
             assert [g.tolist() for g in gates]==[[float(i in ones)]*30 for i in range(len(gates))], n
         elif 'hh' in n: assert all(torch.allclose(g@g.T, torch.eye(30), atol=1e-5) for g in gates)
         else: assert all(g.std().item()==pytest.approx(math.sqrt(2/70), rel=0.07) and g.abs().max()<=math.sqrt(6/70) for g in gates)
+
+@pytest.mark.parametrize('scheme,kwargs', [(normal_, dict(std=0.01)), (xavier_, dict(gain=3.)), (orthogonal_, dict(gain=3.)), (kaiming_, dict(nonlinearity='linear'))])
+def test_recurrent_whatever_the_scheme(scheme, kwargs):
+    "The same weights as `recurrent_` draws, and the docstring says so"
+    a,b = nn.LSTM(40,30),nn.LSTM(40,30)
+    torch.manual_seed(1); scheme(a, **kwargs)
+    torch.manual_seed(1); recurrent_(b)
+    assert all(map(torch.equal, a.parameters(), b.parameters()))
+    assert 'recurrent layers as in `recurrent_`, whatever the options' in ' '.join(scheme.__doc__.split()).replace('Recurrent', 'recurrent')
+
+class Peephole(nn.LSTMCell):
+    "With parameters of its own: vectors of any name, and a matrix whose rows are no gates"
+    def __init__(self, n_in, n):
+        super().__init__(n_in, n)
+        self.peep,self.weight_ch,self.proj = nn.Parameter(torch.full((n,), 0.7)),nn.Parameter(torch.ones(n)),nn.Parameter(torch.ones(700,50))
+
+@pytest.mark.parametrize('scheme', SCHEMES[1:])
+def test_own_parameters_of_a_cell(scheme):
+    "Vectors stay, as they may be gains; a matrix is Xavier's, as one, to 2 %; the rest is as in torch's cell"
+    m = Peephole(40, 30)
+    scheme(nn.Sequential(m))
+    assert m.peep.eq(0.7).all() and m.weight_ch.eq(1).all() and m.proj.std().item()==pytest.approx(math.sqrt(2/750), rel=0.02)
+    assert all(torch.allclose(g@g.T, torch.eye(30), atol=1e-5) for g in m.weight_hh.detach().split(30)) and m.bias_ih.sum()==30
 
 def test_projected_lstm():
     m = recurrent_(nn.LSTM(10, 12, proj_size=5))
@@ -205,3 +379,85 @@ def test_weight_norm_without_a_bias(scheme):
     was = m[0].weight.clone()
     scheme(m)
     assert not torch.equal(m[0].weight, was) and m[0].bias is None
+
+# Parametrized biases
+
+class Shifted(nn.Module):
+    def forward(self, b): return b+1
+    def right_inverse(self, b): return b-1
+
+class OneWay(nn.Module):
+    def forward(self, b): return b+1
+
+class Positive(nn.Module):
+    def forward(self, b): return b.exp()
+    def right_inverse(self, b): return b.log()
+
+@pytest.mark.parametrize('wrap', [lambda l: l, weight_norm], ids=['plain','weight_norm'])
+@pytest.mark.parametrize('scheme', SCHEMES)
+def test_parametrized_bias(scheme, wrap):
+    "0, through the parametrization; for torch's own what its bias is, up to 1/√30"
+    m = nn.Sequential(wrap(nn.Linear(30,500)))
+    register_parametrization(m[0], 'bias', Shifted())
+    assert said(lambda: scheme(m))==([], True)
+    if scheme is default_: assert 0.95*30**-0.5<m[0].bias.abs().max()<=30**-0.5+1e-6
+    else: assert m[0].bias.abs().max()<1e-6
+    assert init_(m, scheme, torch.randn(8,30)).left=={}
+
+@pytest.mark.parametrize('kind', [OneWay, Positive, weight_norm, partial(prune.l1_unstructured, amount=0.5)], ids=['one way','positive','weight_norm','pruned'])
+@pytest.mark.parametrize('scheme', SCHEMES[1:])
+def test_bias_that_cannot_be_0(scheme, kind):
+    "It stays bit-identical and finite, which is said; the weight is new"
+    m = nn.Sequential(nn.Linear(30,30), nn.Linear(30,30))
+    nn.init.ones_(m[1].bias)
+    register_parametrization(m[1], 'bias', kind()) if kind in (OneWay,Positive) else kind(m[1], name='bias')
+    was,bias = deepcopy(m.state_dict()),m[1].bias.detach().clone()
+    assert said(lambda: scheme(m))==(['left alone: 1 unsupported parametrization (1.bias)'], True)
+    m(torch.randn(8,30)) # which computes it anew
+    assert torch.equal(m[1].bias, bias) and {k for k,v in m.state_dict().items() if not torch.equal(v, was[k])}=={'0.weight','0.bias','1.weight'}
+
+# PyTorch's own
+
+LAYERS = [nn.Linear(20,300), nn.Conv2d(6,80,3,groups=2), nn.ConvTranspose2d(4,256,4,stride=4), nn.ConvTranspose1d(8,300,3,groups=4), nn.Bilinear(20,20,500), nn.Embedding(200,30), nn.Embedding(200,30,padding_idx=3)]
+@pytest.mark.parametrize('norm', [lambda l: l, nn.utils.weight_norm, weight_norm], ids=['plain','old','new'])
+@pytest.mark.parametrize('plain', LAYERS, ids=repr)
+def test_default_is_what_torch_gives(plain, norm):
+    "The same values for the same seed, weight norm or not, to 1e-5; but of a row of 0, the padding's, a weight norm makes NaN, as in torch"
+    m,plain = norm(deepcopy(plain)),deepcopy(plain)
+    torch.manual_seed(5); plain.reset_parameters()
+    torch.manual_seed(5); default_(nn.Sequential(m), layers=type(plain))
+    rows = [i for i in range(len(plain.weight)) if i!=getattr(plain, 'padding_idx', None)]
+    torch.testing.assert_close(m.weight[rows], plain.weight[rows], rtol=0, atol=1e-5)
+    if getattr(plain, 'bias', None) is not None: assert torch.equal(m.bias, plain.bias)
+
+def test_default_of_containers():
+    "Attention's output bias is 0; all matrices of `nn.Transformer` are Xavier's, those of an encoder alone torch's: bounds to 2 %"
+    for bias in (True, False):
+        m = nn.MultiheadAttention(64, 4, bias=bias)
+        if bias: nn.init.ones_(m.out_proj.bias)
+        default_(m)
+        assert m.out_proj.weight.abs().max().item()==pytest.approx(1/8, rel=0.02) and (m.out_proj.bias is None or not m.out_proj.bias.any())
+    layer = lambda m: m.layers[0].linear1
+    m = default_(nn.Transformer(64, 4, 1, 1, 128))
+    assert layer(m.encoder).weight.abs().max().item()==pytest.approx(math.sqrt(6/192), rel=0.02) and layer(m.encoder).bias.abs().max().item()==pytest.approx(1/8, rel=0.05)
+    assert not m.decoder.layers[0].multihead_attn.out_proj.bias.any() and m.decoder.layers[0].norm1.weight.eq(1).all()
+    m = default_(nn.TransformerEncoder(nn.TransformerEncoderLayer(64, 4, 128), 1, enable_nested_tensor=False))
+    assert layer(m).weight.abs().max().item()==pytest.approx(1/8, rel=0.02)
+    assert default_(nn.Transformer(64, 4, 1, 1, 128), layers=(nn.LayerNorm,nn.Linear)).encoder.norm.weight.eq(1).all()
+
+class Counts(nn.Linear):
+    "A layer that remembers its resets, in itself"
+    resets = 0
+    def reset_parameters(self): self.resets += 1; super().reset_parameters()
+
+def test_default_resets_the_layer_itself():
+    m = Counts(3,3)
+    default_(nn.Sequential(m))
+    assert m.resets==2
+
+def test_parts_of_a_fill():
+    w = draw_weight(torch.empty(500,500), 0.3)
+    assert w.std().item()==pytest.approx(0.3, rel=0.01)
+    m = nn.Linear(4,4)
+    with torch.no_grad(): new_weight(m, lambda w: w.fill_(2.))
+    assert m.weight.eq(2).all()

@@ -2,7 +2,7 @@
 import json, shutil
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
-from fastinit.article.tables import accuracy_table, at_best_lr, balanced, best_difference, best_table, difference_table, last_epoch, read_results, summary_table, whole_seeds, within_seeds
+from fastinit.article.tables import accuracy_table, at_best_lr, balanced, best_difference, best_table, difference_table, last_epoch, read_results, spent, summary_table, whole_seeds, within_seeds
 
 def results(acc, epochs=2, seeds=2):
     "Accuracies {scheme: {lr: [of each seed]}} after the last epoch; 0.9 after those before, so that they must not count"
@@ -82,6 +82,21 @@ def test_summary_table():
     assert row.kaiming.startswith(f"{float(best['mean']):.3f} (") and row.kaiming.endswith(f' at {best.best_lr:g}')
     assert summary_table({'five layers':folder}, ['nobody']).seeds.item()==0
     assert '--out benchmarks/article/simple_digits`' in read_results(folder)[1]
+
+@pytest.mark.parametrize('runs,cpu_s,words', [(1,4.,('1 run','4 seconds of CPU time')), (1,0.34,('1 run','0.34 seconds of CPU time')), (2,0.5,('2 runs','1 second of CPU time')),
+    (3,20.,('3 runs','1 minute of CPU time')), (12,44.,('12 runs','9 minutes of CPU time'))])
+def test_what_runs_cost(runs, cpu_s, words):
+    "Each run once, whatever its epochs"
+    assert spent(results({'a':{1e-3:[.5]*runs}}).assign(cpu_s=cpu_s))==words
+
+def test_cost_in_the_sentence(tmp_path):
+    RES.query("scheme=='lsuv' and lr==1e-3 and seed==0").assign(cpu_s=3.).to_csv(tmp_path/'results.csv', index=False)
+    info = dict(settings={}, made_by=[dict(threads=1, torch='2', fastai='3', command='c')])
+    (tmp_path/'run.json').write_text(json.dumps(info))
+    assert read_results(tmp_path)[1].startswith('1 run, seed 0; 3 seconds of CPU time, 1 thread; torch 2')
+    for f in ('results.csv','run.json'):
+        (tmp_path/f).unlink()
+        with pytest.raises(FileNotFoundError, match=f'no earlier results in {tmp_path}: {f} is missing'): read_results(tmp_path)
 
 def test_every_machine_is_named(tmp_path):
     "Runs of one folder may come from several"

@@ -1,7 +1,7 @@
 "The first steps watched: the numbers are those of plain hooks, the training is that of an unwatched Learner, and nothing stays behind."
 import math, pickle, random, warnings
 from copy import deepcopy
-import numpy as np, pandas as pd, pytest, torch
+import matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest, torch
 from torch import nn
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.hook import ActivationStats
@@ -267,7 +267,7 @@ def test_the_loss_is_on_a_log_scale_where_it_spans_decades():
     assert max(w.loss)>30*min(w.loss) and top.get_yscale()=='log' and top.get_ylabel()=='loss (log scale)'
 
 def test_a_picture_of_many_layers():
-    "Every second is named where there are more than 30, long names end in what tells them apart"
+    "As many are named as there is room for, long names without a middle"
     learn = learner(relus(34), cbs=LSUVCallback(watch=2))
     fit(learn, 1, lr=0.)
     left = learn.init_report().plot_steps()[0]
@@ -280,7 +280,7 @@ def test_a_picture_of_many_layers():
     learn = learner(Deep(), cbs=LSUVCallback(watch=2))
     fit(learn, 1, lr=0.)
     names = [t.get_text() for t in learn.init_report().plot_steps()[0].get_yticklabels()]
-    assert names==['a_name_of_twenty_two_c','…name_of_twenty_three_'] and all(len(n)<=22 for n in names)
+    assert names==['a_name_of_twenty_two_c','a_name_of_…enty_three_'] and all(len(n)<=22 for n in names)
 
 def test_pickle():
     learn = fit(learner(cbs=LSUVCallback(watch=3)))
@@ -370,6 +370,7 @@ def record(stds, grads=None, losses=None, means=None, **kwargs):
 def test_summary_counts_its_words():
     "One step, one layer; then several; the worst kind first, what is over last"
     assert record({'a':[1.], 'b':[1.]}).summary=='after 1 step none of 2 layers has vanished, exploded or died'
+    assert record({'a':[1.]}).summary=='after 1 step the one layer has not vanished, exploded or died'
     assert record({'a':[1.,1.], 'b':[1.,1e3]}).summary=='after 2 steps 1 layer of 2 has exploded (first: b, at step 2)'
     two = record({'a':[1.,1e3,1e3], 'b':[1e-5,1e-5,1e-5], 'c':[1.,1e3,1.], 'd':[1.,1.,1e3]})
     assert two.summary==('after 3 steps 2 layers of 4 have exploded (first: a, at step 2), 1 has vanished (first: b, from the start), '
@@ -383,6 +384,42 @@ def test_changes():
     assert [r[:3] for r in rows]==[('gone','not finite',2), ('late','exploding',3), ('twice','exploding',3), ('gap','vanishing',1), ('burst','exploding',1)]
     assert [r[3] is pd.NA for r in rows]==[True]*4+[False] and rows[-1][3]==2
     assert str(w.changes['last'].dtype)=='Int64' and not len(record({'a':[1.]}).changes)
+
+def test_an_explosion_that_ends_as_nan_began_where_it_began():
+    "One spell, from the first step of the unbroken run that ends the record"
+    w = record({'a':[1.,20.,1e9,1.,1.], 'b':[1.,1.,1.,1.,1.], 'c':[1.,20.,1.,1e9,1e9]}, means={'a':[0.,0.,0.,math.nan,math.inf], 'b':[0.,0.,0.,math.nan,math.nan], 'c':[0.]*4+[math.nan]})
+    assert w.changes.drop(columns='last').values.tolist()==[['a','not finite after exploding',2], ['c','not finite after exploding',4], ['b','not finite',4]]
+    assert w.summary==('after 5 steps 2 layers of 3 have exploded and gone to NaN or inf (first: a, at step 2), 1 has gone to NaN or inf (first: b, at step 4)')
+    back = record({'a':[1.,1.,20.,20.], 'b':[1.]*4}, means={'a':[0.,math.nan,0.,0.]}) # finite again, and too large
+    assert back.changes.drop(columns='last').values.tolist()==[['a','exploding',2]]
+    left = plot_watched(w)[0]
+    assert [(l.get_xdata()[0],l.get_ydata()[0]) for l in left.get_lines()]==[(2,0),(4,2),(4,1)]
+
+@pytest.mark.parametrize('n', [5,16,18,22,26,30,31,45,60,100])
+@pytest.mark.parametrize('figsize', [None, (7,4)])
+def test_layer_names_do_not_overlap(n, figsize):
+    left = plot_watched(record({f'4.convpath.{i}':[1.,1.] for i in range(n)}), figsize=figsize)[0]
+    left.figure.draw_without_rendering()
+    boxes = [t.get_window_extent() for t in left.get_yticklabels()]
+    assert not any(a.overlaps(b) for a,b in zip(boxes, boxes[1:])) and len(boxes)>=min(n, 7)
+    plt.close(left.figure)
+
+@pytest.mark.parametrize('figsize', [None, (6,4)])
+def test_long_words_leave_the_picture_its_place(figsize):
+    "They are wrapped, and fewer of a kind, so that they stay right of the loss and above the gradients"
+    def of(long):
+        bad = {f'{i}.{"encoder_self_attention_output_projection" if long else "a"}':[1.,s,s] for i,s in enumerate([1e3]*6+[1e-5]*6+[0.]*6)}
+        left,right,top = plot_watched(record(bad), figsize=figsize)
+        fig = left.figure
+        fig.draw_without_rendering()
+        return fig,right,fig.axes[1].texts[0].get_window_extent()
+    fig,right,box = of(True)
+    assert box.x1<=fig.bbox.width and box.y0>=right.title.get_window_extent().y1-2
+    assert right.get_window_extent().width > 0.7*of(False)[1].get_window_extent().width
+
+def test_a_loss_on_a_dark_background():
+    with plt.style.context('dark_background'):
+        assert plot_watched(record({'a':[1.,1.]}))[2].get_lines()[0].get_color()=='white'
 
 def test_zero_by_design_and_targets():
     "A layer that begins at 0 by design may grow slowly; one with a target of its own is judged by that"
@@ -450,6 +487,8 @@ def test_three_layers_of_a_kind_are_named():
     assert plot_watched(w)[0].figure.axes[1].texts[0].get_text().splitlines()==[
         *(f'e{i}: exploding at step 2' for i in range(3)), 'v0: vanishing from the start', 'v1: vanishing from the start',
         'v2: vanishing from the start, and 2 more layers']
+    w = record({f'e{i}':[1.,1e3] for i in range(4)})
+    assert plot_watched(w)[0].figure.axes[1].texts[0].get_text().endswith('e2: exploding at step 2, and 1 more layer')
 
 def test_nothing_watched():
     with pytest.raises(ValueError, match='no steps were watched'): plot_watched(Watched())

@@ -219,7 +219,7 @@ def test_choices_in_detection(name, monkeypatch):
 def teardown_module():
     if not WHOLE or len(rows)<100: return
     import matplotlib.pyplot as plt
-    from fastinit.plot import save_png
+    from fastinit.looks import save_png
     out,df = Path(__file__).parent.parent/'benchmarks',pd.DataFrame(rows)
     df['ratio'] = df.seconds/df.forward
     df.to_csv(out/'zoo.csv', index=False, float_format='%.3g')

@@ -3,7 +3,7 @@ import base64, io, re
 from pathlib import Path
 from fastcore.nbio import read_nb, write_nb
 from PIL import Image
-from fastinit.plot import few_colors
+from fastinit.looks import few_colors
 
 root = Path(__file__).resolve().parent.parent
 

@@ -1,4 +1,4 @@
-"""Do all results stay the same, bit for bit, when code is moved? Weights, reports, warnings and errors of some hundred and fifty cases.
+"""Do all results stay the same, bit for bit, when code is moved? Weights, reports, warnings and errors of many cases.
 
     python tools/same_results.py before.json              # with the old code: record
     python tools/same_results.py before.json --compare    # with the new code: name what differs, exit with 1

@@ -12,6 +12,7 @@ from fastai.vision.all import *
 from fastcore.script import *
 import shlex
 import matplotlib.pyplot as plt
+from ..looks import *
 from ..plot import *
 from .data import *
 from .models import *
@@ -31,14 +32,13 @@ def _charts(results, reports):
 # %% ../../nbs/25_article_command.ipynb #2fa69bb2
 def _report(cfg, results, info):
     "What was found, as text"
-    runs,seeds = results.groupby(['scheme','lr','seed']),len(cfg['seeds'])
+    seeds,epochs,bad = len(cfg['seeds']),cfg['epochs'],int(last_epoch(results).diverged.sum())
     of_seeds = f', mean (lowest–highest) of {seeds} seeds' if seeds>1 else ''
-    minutes,bad = runs.cpu_s.first().sum()/60,int(last_epoch(results).diverged.sum())
-    how = f"{cfg['size']} px, {cfg['epochs']} epochs of one-cycle {cfg['opt']}"
-    spent = f'{runs.ngroups} runs, {minutes:.1f} minutes of CPU time, {bad} not finite at the end'
-    return f"""{cfg['model']} on {Path(cfg['data']).name}, {how}: {spent}
+    what = f"{cfg['model']} on {Path(cfg['data']).name}, {cfg['size']} px"
+    how = f"{epochs} epoch{'s'*(epochs>1)} of one-cycle {cfg['opt']}"
+    return f"""{what}, {how}: {', '.join(spent(results))}, {bad} not finite at the end
 
-Accuracy after epoch {cfg['epochs']} by peak learning rate{of_seeds}:
+Accuracy after epoch {epochs} by peak learning rate{of_seeds}:
 
 {accuracy_table(results).to_string()}
 
@@ -75,6 +75,7 @@ def _write(out, results, reports, text):
 def _run(experiment, out, settings, given, best_of, command):
     "Train what is not done yet; (settings, data, results)"
     cfg = read_experiment(experiment, settings, **given)
+    if out.is_file(): raise ValueError(f"--out = '{out}' is a file: pass the name of a folder")
     best = None if best_of is None else best_table(read_results(best_of)[0]).best_lr.to_dict()
     dls = get_data(**{k:cfg[k] for k in ('data','size','bs','n_train','n_valid')})
     return cfg,dls,run_experiment(cfg, out, dls, command, best)
@@ -86,11 +87,11 @@ def main(
     settings:str|None=None, # File of experiments, whose values the options below replace; default: those of the package
     model:str|None=None, # simple_convnet, convnet10 (20, 50), xresnet18 (34, 50, 101), with _bn or _affine
     data:str|None=None, # digits, fashion_mnist, imagenette, or a folder of MNIST's files or of images by class
-    size:int|None=None, # Pixels a side
-    n_train:int|None=None, # Images to train on, the same ones each time, 0 for all
-    n_valid:int|None=None, # Images to validate on, the same ones each time, 0 for all
-    bs:int|None=None, # Batch size
-    epochs:int|None=None, # Epochs of each run
+    size:int|str|None=None, # Pixels a side
+    n_train:int|str|None=None, # Images to train on, the same ones each time, 0 for all
+    n_valid:int|str|None=None, # Images to validate on, the same ones each time, 0 for all
+    bs:int|str|None=None, # Batch size
+    epochs:int|str|None=None, # Epochs of each run
     opt:str|None=None, # adam or sgd
     amp:bool=False, # Train in bfloat16; layers are initialized and measured in float32
     no_amp:bool=False, # Train in float32, where the settings say bfloat16
@@ -109,7 +110,7 @@ def main(
     command = _command(experiment, dict(given, best_of=best_of) if best_of else given)
     plt.switch_backend('agg')
     try: cfg,dls,results = _run(experiment, out, settings, given, best_of, command)
-    except (ValueError, FileNotFoundError) as e: raise SystemExit(f'fastinit-article: {e}')
+    except (ValueError, OSError) as e: raise SystemExit(f'fastinit-article: {e}')
     text = _report(cfg, results, f'Made by: {command}')
     made = _write(out, results, init_reports(dls, cfg['model'], cfg['schemes'], cfg['seeds'][0]), text)
     if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='replace') # a terminal without – gets ?

@@ -108,14 +108,19 @@ def image_folder(
     n_valid:int=0, # Images to validate on; 0 for all
 )->DataLoaders: # Images of shape (bs, 3, size, size), normalized by ImageNet's mean and std on the device
     """Any images in folders named by class; the split is always the same, and there is no augmentation. They are kept
-    in memory if they fit in `in_memory` bytes, else decoded by workers; raises `FileNotFoundError` if there are none."""
+    in memory if they fit in `in_memory` bytes, else decoded by workers; raises `FileNotFoundError` if there are none,
+    and `ValueError` if they are all of one class."""
     path,files = Path(path),get_image_files(path).sorted()
     if not files: raise FileNotFoundError(f'no images in {path}: pass a folder that holds one folder of images a class')
+    vocab = CategoryMap(files.map(parent_label))
+    if len(vocab)<2:
+        raise ValueError(f"all images in {path} are of one class, '{vocab[0]}': pass a folder that holds one folder of "
+                         'images a class')
     valid = first(d for d in ('val','valid','test') if (path/'train').is_dir() and (path/d).is_dir())
     split = GrandparentSplitter(valid_name=valid) if valid else RandomSplitter(0.2, seed=0)
     parts = [files[_pick(i, n)] for i,n in zip(split(files), (n_train, n_valid))]
     keep = 3*size**2*sum(map(len, parts)) <= in_memory
-    dsets = [_Images(o, CategoryMap(files.map(parent_label)), size, keep) for o in parts]
+    dsets = [_Images(o, vocab, size, keep) for o in parts]
     return DataLoaders.from_dsets(*dsets, bs=bs, num_workers=0 if keep else defaults.cpus, device=default_device(),
                                   after_batch=[IntToFloatTensor(), Normalize.from_stats(*imagenet_stats)])
 
@@ -143,7 +148,8 @@ def get_data(
     data:str, # Name in `datasets`, or a folder: of MNIST's files or of images
     **kwargs # size, bs, n_train, n_valid
 )->DataLoaders:
-    "The data that `data` stands for; raises `FileNotFoundError` that says what to do if it is not there."
+    """The data that `data` stands for; raises `FileNotFoundError` that says what to do if it is not there, `ValueError`
+    for images of one class."""
     if data in datasets: return datasets[data](**kwargs)
     path = Path(data).expanduser()
     if not path.is_dir():

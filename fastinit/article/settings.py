@@ -82,8 +82,11 @@ def read_experiment(
 def read_run(
     path:str|Path, # Folder that `fastinit-article` filled
 )->tuple: # (settings, a dict for each command: itself, processor, threads, versions)
-    "What `run.json` tells of an experiment; one of an earlier version holds its last command alone."
-    info = json.loads((Path(path)/'run.json').read_text())
+    """What `run.json` tells of an experiment; one of an earlier version holds its last command alone. Raises
+    `FileNotFoundError` where there is none."""
+    file = Path(path)/'run.json'
+    if not file.is_file(): raise FileNotFoundError(f'no earlier results in {path}: {file.name} is missing')
+    info = json.loads(file.read_text())
     settings = {'amp':False, **info.pop('settings')}
     return settings,info.get('made_by', [info])
 

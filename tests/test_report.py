@@ -1,0 +1,168 @@
+"The report as a container, its copies, its words, and the page that shows it"
+import copy, pickle, re
+import matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest, torch
+from torch import nn
+from fastai.basics import deepcopy
+import fastinit.page
+from fastinit.all import *
+from fastinit.plot import plot_grads, plot_hists, plot_init_stats
+from fastinit.report import call_notes, statuses, with_steps
+from fastinit.stats import Row
+from fastinit.watched import Watched
+
+@pytest.fixture(autouse=True)
+def _closed():
+    plt.close('all')
+    yield
+    plt.close('all')
+
+def report(names='024', status=None, scheme='', types='Linear', **cols):
+    "A made-up report"
+    n = len(names)
+    df = pd.DataFrame(dict(layer=list(names), type=types, shape=[(8,4)]*n, mean=0., std=np.arange(n)+1., near_zero=0.5, status=status or ['ok']*n))
+    return InitReport(df.assign(**cols), scheme)
+
+def watched_report(**cols):
+    "Of three steps in which the second layer explodes"
+    r = report('ab', **cols)
+    r.watched = Watched()
+    for std in (1.,1.,99.):
+        r.watched.add({n:dict(type='Linear', shape=(8,4), mean=0., std=s, near_zero=0.5, grad_std=0.1) for n,s in (('a',1.),('b',std))}, 2.3)
+    return r
+
+STEPS = '2 layers: 2 ok. After 3 steps 1 layer of 2 has exploded (first: b, at step 3)'
+
+# Rows
+
+def test_a_container_of_layers():
+    r = report()
+    assert list(r)==['0','2','4'] and [n for n in r]==['0','2','4'] and len(r)==3
+    assert '2' in r and '1' not in r and 'zz' not in r and '' not in r
+    assert not report('') and list(report(''))==[]
+
+@pytest.mark.parametrize('layer,name', [('2','2'), (2,'2'), (0,'0'), (1,'2'), (-1,'4'), (-3,'0'), (np.int64(1),'2')])
+def test_a_layer_by_name_or_position(layer, name):
+    "A number is the layer of that name if there is one, as in an `nn.Sequential`"
+    assert report()[layer].name==name and report()[layer]['std']=={'0':1.,'2':2.,'4':3.}[name]
+
+def test_some_layers():
+    "A report of their rows, which keeps what the whole one has"
+    r = report(scheme='lsuv')
+    r.notes.append('a note')
+    r.hists = pd.DataFrame({n:[0.,1.] for n in r}, index=[-1.,1.])
+    for some,names in ((slice(2),['0','2']), (slice(-1,None),['4']), (['4','0'],['4','0']), ([1],['2']), ([],[])):
+        part = r[some]
+        assert list(part)==names==list(part.hists) and (part.scheme, part.notes)==('lsuv',['a note']) and list(part.df.index)==list(range(len(names)))
+    assert list(r)==['0','2','4']==list(r.hists)
+    with pytest.raises(KeyError, match="no layer '7'"): r[['0','7']]
+
+@pytest.mark.parametrize('layer,said', [
+    ('layers.1.conv1', 'near: layers.1.conv'), ('zzz', '5 in all (stem, layers.0.conv, layers.1.conv, …)'), (7, '5 in all (stem, layers.0.conv, layers.1.conv, …)'),
+    (None, '5 in all (stem, layers.0.conv, layers.1.conv, …)')])
+def test_no_such_layer(layer, said):
+    "What is near, if anything is; else how many there are"
+    with pytest.raises(KeyError) as e: report(['stem','layers.0.conv','layers.1.conv','norm','head'])[layer]
+    assert e.value.args[0].startswith(f"the report has no layer '{layer}'; {said}") and said.startswith('5')==e.value.args[0].endswith(said)
+
+@pytest.mark.parametrize('types,names', [('Linear',['0']), (nn.Linear,['0']), (['Linear'],['0']), ([nn.Linear,'ReLU'],['0','2']), ((nn.Conv2d,),['4']), ('Lin',[]), (nn.Module,[]), ([],[])])
+def test_layers_of_a_type(types, names):
+    "By name or as `layers=` takes them, one or several"
+    assert list(report(types=['Linear','ReLU','Conv2d']).only(types))==names
+
+def test_no_layers():
+    r = report(scheme='lsuv').only('GRU')
+    assert r.counts==r.summary=='0 layers' and repr(r)==str(r)=='lsuv: 0 layers' and report('0').counts=='1 layer: 1 ok'
+    r.plot()
+
+COPIES = dict(copy=copy.copy, deepcopy=deepcopy, pickle=lambda r: pickle.loads(pickle.dumps(r)), only=lambda r: r.only('Linear'), some=lambda r: r[:])
+
+@pytest.mark.parametrize('how', COPIES)
+def test_a_copy_has_what_it_says_for_itself(how):
+    r = report().mark({'0':'frozen'})
+    other = COPIES[how](r)
+    other.notes.append('of the copy')
+    other.df['std'] = 7.
+    other.mark({'2':'shared'})
+    assert r.notes==[] and r.left=={'0':'frozen'} and r.df.status.tolist()==['frozen','ok','ok'] and r.df['std'].tolist()==[1.,2.,3.]
+    assert other.notes==['of the copy'] and other.left=={'0':'frozen','2':'shared'} and other.df.status.tolist()==['frozen','shared','ok']
+
+# Words
+
+def test_words_for_one_and_for_many():
+    "No remedy speaks of several layers where it may be one"
+    r = report('0', ['frozen'])
+    assert r.advice=='1 frozen (0): weights kept; to initialize all the same, unfreeze, or `force=True`'
+    assert report('02', ['loaded']*2).advice=='2 loaded (0, 2): weights kept; `force=True` initializes all the same'
+    off = report('0', converged=False)
+    for o in (*[s.remedy for s in statuses.values()], *(setattr(off, 'at', at) or off.remedy('off target') for at in ('layer','activation'))):
+        assert not re.search(r'\b(they|them|their)\b', o), o
+    r = lsuv_(nn.Sequential(nn.Linear(8,8), nn.Tanh()), torch.randn(64,8), at='activation')
+    assert not re.search(r'\b(they|them|their)\b', r.remedy('exploding'))
+
+@pytest.mark.parametrize('n,last', [(3,None), (4,'and so did 1 other layer'), (5,'and so did 2 other layers')])
+def test_layers_that_give_something_else_in_each_call(n, last):
+    rows = [Row(str(i), 'Linear', (8,4), 0., 1., calls=2, lowest=1., highest=3.) for i in range(n)]
+    assert call_notes(rows)[:3]==[f'{i} gave a std from 1 to 3 in 2 calls' for i in range(3)] and call_notes(rows)[3:]==[last]*(last is not None)
+
+def test_what_the_steps_made_is_in_every_form(tmp_path):
+    r = watched_report(scheme='lsuv')
+    assert r.summary==STEPS==with_steps(r, r.counts) and with_steps(report(), 'text')=='text'
+    assert repr(r)==f'lsuv: {STEPS}'==str(r).splitlines()[0]
+    for page in (r._repr_html_(), r.to_html(tmp_path/'a.html').read_text()): assert f'<p><b>lsuv</b>: {STEPS}</p>' in page
+    bad = watched_report(status=['ok','vanishing'])
+    assert bad.summary==(f"{bad.counts}. Vanishing: {statuses['vanishing'].remedy}. After 3 steps 1 layer of 2 has exploded (first: b, at step 3)")
+    assert str(bad).splitlines()[0].endswith('at step 3)') and str(bad).splitlines()[1]==bad.advice
+
+# The page
+
+ALTS = {k:f'Chart of the report, layer by layer: {v}' for k,v in dict(stats='mean of the output, std of the output', hists='value of the output, share of the values (log10)',
+    grads='std of the gradient (log scale)', steps='loss, std of the output ÷ target, std of the gradient ÷ median of step 1').items()}
+
+def whole():
+    "A report that has every chart"
+    r = watched_report(grad_std=[1.,2.])
+    r.hists = pd.DataFrame({'a':[0.,1.], 'b':[1.,0.]}, index=[-1.,1.])
+    return r
+
+@pytest.fixture
+def unsaved(monkeypatch):
+    "Which charts a page has is told without their pictures"
+    monkeypatch.setattr(fastinit.page, '_saved', lambda fig, **kw: plt.close(fig) or b'')
+
+def charts(r): return [k for alt in re.findall('<img[^>]* alt="(.*?)"', r._repr_html_()) for k,v in ALTS.items() if v==alt]
+
+def test_a_page_with_every_chart(tmp_path):
+    page = whole().to_html(tmp_path/'a.html').read_text()
+    assert re.findall('<svg role="img" aria-label="(.*?)"', page)==list(ALTS.values()) and not plt.get_fignums()
+    ids = re.findall(' id="(.*?)"', page)
+    assert len(ids)==len(set(ids)) and not re.search('(src|href)="(?!#|data:)', page)
+
+def test_which_charts_there_are(unsaved):
+    assert charts(whole())==list(ALTS) and charts(watched_report())==['stats','steps'] and charts(report())==['stats'] and not plt.get_fignums()
+    r = report()
+    r.watched = Watched() # of no step yet, then of one in which no layer was called
+    assert charts(r)==['stats']
+    r.watched.add({}, 1., names=[])
+    assert charts(r)==['stats']
+
+@pytest.mark.parametrize('draw,left', [
+    (lambda r: r.plot(), ['hists','grads','steps']), (lambda r: r.plot_steps(), ['stats','hists','grads']), (plot_hists, ['stats','grads','steps']),
+    (plot_grads, ['stats','hists','steps']), (lambda r: (r.plot(), plot_hists(r), plot_grads(r), r.plot_steps()), []), (lambda r: (r.plot_steps(), r.plot()), ['hists','grads']),
+    (lambda r: r.plot(zoom=0.2), ['hists','grads','steps']), (lambda r: r.plot(axs=plt.figure(layout='constrained').subfigures(1,2)[0].subplots(1,2)), ['hists','grads','steps']),
+    (lambda r: plot_init_stats({'this':r, 'other':report('ab', std=[3.,4.])}), ['hists','grads','steps']), (lambda r: report('ab', std=[3.,4.]).plot(), list(ALTS)),
+    (lambda r: plot_hists(1-r.hists), list(ALTS)),
+    (lambda r: plt.plot([1,2]), list(ALTS)), (lambda r: plt.figure(), list(ALTS))])
+def test_only_the_open_chart_is_left_out(draw, left, unsaved):
+    "Whoever drew it; the figures that were open stay open"
+    r = whole()
+    draw(r)
+    figs = plt.get_fignums()
+    assert charts(r)==left and plt.get_fignums()==figs
+    plt.close('all')
+    assert charts(r)==list(ALTS)
+
+def test_another_figure_of_that_number(unsaved):
+    r = report()
+    r.plot()
+    plt.close(r.fig)
+    assert plt.figure().number==r.fig.number and charts(r)==['stats']

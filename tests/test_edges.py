@@ -209,7 +209,7 @@ def test_zero_by_design(x):
     xs = torch.randn(16,4,8)
     assert init_stats(m, xs).df.status[0]==lsuv_(m, xs).df.status[0]=='zero'
 
-@pytest.mark.parametrize('stds,words', [([1,1,50.,500.,math.nan], 'has gone to NaN or inf (first: a, at step 5)'),
+@pytest.mark.parametrize('stds,words', [([1,1,50.,500.,math.nan], 'has exploded and gone to NaN or inf (first: a, at step 3)'),
     ([1,1e-3,1e-3,0.], 'has died (first: a, at step 4)'), ([1,1e-3,1,1e-3,1e-3], 'has vanished (first: a, at step 4)')])
 def test_when_it_began(stds, words):
     "The step at which the status began that the layer has at the end"

@@ -26,7 +26,7 @@ class FirstBatch(LayerStats):
     "What the layers of `model` give in its next forward pass; the hooks are removed at its end, also when it fails."
     def __init__(self,
         model:nn.Module, # Perhaps wrapped
-        counts:Callable=lambda: True, # Is this pass one to record?
+        counts:Callable|None=None, # Is this pass one to record? None: any is
     ):
         super().__init__(unwrap(model))
         self.counts = counts
@@ -36,7 +36,7 @@ class FirstBatch(LayerStats):
     @torch.no_grad()
     def hook(self, m:nn.Module, i:tuple, o:Any)->None:
         "As in `LayerStats`, in a pass that is recorded for its gradients"
-        if self.counts(): super().hook(m, i, o)
+        if self.counts is None or self.counts(): super().hook(m, i, o)
 
     def close(self, *args)->None:
         "Remove the hooks"

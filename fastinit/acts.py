@@ -70,8 +70,7 @@ def is_activation(
         copy.training = False # an `nn.RReLU` draws its slopes in training
         with torch.random.fork_rng(devices=[]): y = _alone(copy.forward, z) # no hook of the user's is called
     except Exception: return False # it wants another shape
-    in_proportion = torch.allclose(y*z[0,0,0,0], z*y[0,0,0,0]) # an identity, a constant factor
-    return not in_proportion and not y.isnan().any()
+    return not (torch.allclose(y*z[0,0,0,0], z*y[0,0,0,0]) or y.isnan().any()) # an identity, or a constant factor
 
 # %% ../nbs/02_acts.ipynb #288a7b76
 _act_names = '''relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ selu selu_ celu celu_ gelu silu mish softplus softsign
@@ -171,8 +170,10 @@ def _function(node):
     return f if any(getattr(o, name, None) is f for o in homes) or f in act_funcs else None
 
 def _constant(node, model):
-    "What `node` computes from parameters and numbers alone; raises if it takes data"
-    res = operator.attrgetter(node.target)(model) if node.op=='get_attr' else _call(node, _function(node), model, {})
+    "What `node` computes from parameters and numbers alone, once; raises if it takes data"
+    is_param = node.op=='get_attr'
+    if not is_param and 'constant' not in node.meta: node.meta['constant'] = _call(node, _function(node), model, {})
+    res = operator.attrgetter(node.target)(model) if is_param else node.meta['constant']
     if not isinstance(res, Tensor): return res
     return res.detach().clone().to('cpu', torch.double if res.is_floating_point() else res.dtype) # may be changed
 
@@ -209,8 +210,7 @@ def _starts_anew(m):
     if is_known(m) or isinstance(m, norm_types): return True
     params = params_of(m)
     if any(p.numel()>max(p.shape, default=1) for p in params): return True # a matrix, as of attention
-    width = next((len(p) for p in params if p.ndim==1), 6)
-    rng = torch.get_rng_state()
+    width,rng = next((len(p) for p in params if p.ndim==1), 6),torch.get_rng_state()
     def _of(z):
         torch.set_rng_state(rng) # the same elements are dropped each time
         y = deepcopy(m).cpu().float().train().forward(z) # in training, as some normalize only then

@@ -153,9 +153,9 @@ def initialize(self:InitCallback, xb:tuple)->None:
     differ = differs_in_training(model)
     if differ: self.report.notes.append(f"measured as in evaluation; different in training: {', '.join(differ)}")
     def _mine(m): return not any(id(p) in self.kept for p in m._parameters.values())
-    mine = {m:v for m,v in remember(model).items() if _mine(m)}
-    old = {m:v for m,v in {**self.seen, **self.known()}.items() if m in set(model.modules())}
-    self.learn._init_known = {**old, **mine} # not 'loaded' to others, or later
+    now = remember(model)
+    old = {m:v for m,v in {**self.seen, **self.known()}.items() if m in now}
+    self.learn._init_known = {**old, **{m:v for m,v in now.items() if _mine(m)}} # not 'loaded' to others, or later
     self.kept,self.drawn = {},set(todo)
     if not self.late: self.seen = {}
 
@@ -167,15 +167,15 @@ def options(self:InitCallback, todo:Layers)->dict:
 @patch
 def notice_new_layers(self:InitCallback)->None:
     "Warn of layers that were put into the model since it was initialized; begin anew where it is another one"
-    model,known = unwrap(self.learn.model),self.known()
-    layers = [m for m in layer_names(model) if is_known(m)]
+    known,names = self.known(),layer_names(unwrap(self.learn.model))
+    layers = [m for m in names if is_known(m)]
     new = [m for m in layers if m not in known]
     if new and len(new)==len(layers):
         self.reset()
         vars(self.learn).pop('_init_report', None)
     elif new:
         what = 'layers' if len(new)>1 else 'layer'
-        text = short_list([layer_names(model)[m] for m in new], f'{what} put into the model since it was initialized')
+        text = short_list([names[m] for m in new], f'{what} put into the model since it was initialized')
         warnings.warn(f'{text}, and left as before: to initialize it, fit with a new callback that has `layers=` and '
                       '`force=True`', stacklevel=2)
         known.update(dict.fromkeys(new, {}))

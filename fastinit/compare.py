@@ -51,9 +51,8 @@ def _named_inits(inits):
 def _with_params(report, model, include_paramless):
     "`report` without the modules that have no parameters, which LSUV after the activation lists"
     if include_paramless: return report
-    res,bare = copy(report),[n for m,n in layer_names(unwrap(model)).items() if not params_of(m)]
-    res.df = report.df[~report.df.layer.isin(bare)].reset_index(drop=True)
-    return res
+    bare = {n for m,n in layer_names(unwrap(model)).items() if not params_of(m)}
+    return report[[n for n in report if n not in bare]]
 
 def _compare_on_a_batch(learn, inits, layers, include_paramless, shown):
     "Name → what each of `inits` would make of one batch"
@@ -223,7 +222,7 @@ def plot_stats(self:InitComparison,
 def _check_plotting(kwargs, steps):
     "Raise `TypeError` or `ValueError` before hours of training for what the chart does not take after it"
     inspect.signature(plot_init_stats).bind_partial({}, **kwargs)
-    if (zoom := kwargs.get('zoom')) is not None and not zoom>0: raise ValueError(f'zoom={zoom}: must be above 0')
+    check_zoom(kwargs.get('zoom'))
     if both := {'axs','figsize'} & kwargs.keys() if steps else ():
         raise TypeError(f"{', '.join(both)} does not go with `steps`: draw with `plot()` and `plot_stats()` afterwards")
 

@@ -26,6 +26,14 @@ def outputs(model, types, *xb):
     with torch.no_grad(): model(*xb)
     return res
 
+class Net(torch.nn.Module):
+    "Layers by name, and a forward given as a function of (self, *xb)"
+    def __init__(self, forward, **layers):
+        super().__init__()
+        for k,v in layers.items(): setattr(self, k, v)
+        self.f = forward
+    def forward(self, *xb): return self.f(self, *xb)
+
 class Unchanged:
     "A context that checks that nothing of `model` but the named parameters is changed, and those only if `done`"
     def __init__(self, model, may_change=()): self.model,self.may = model,set(may_change)

@@ -323,3 +323,26 @@ def test_flat():
 def test_read_all():
     ts = [torch.tensor(1.5), 2., torch.tensor(1+1j), 3+4j, torch.tensor(7, dtype=torch.int32), torch.tensor(0.1, dtype=torch.double)]
     assert read_all(ts)==[1.5, 2., pytest.approx(math.sqrt(2)), 5., 7, 0.1] and read_all([])==[]
+
+class _Sums(nn.Module):
+    "A factor from a parameter, by sums of it with itself"
+    def __init__(self, n):
+        super().__init__()
+        self.a,self.b,self.p,self.n = nn.Linear(4,4),nn.Linear(4,2),nn.Parameter(torch.ones(4)),n
+    def forward(self, x):
+        w = self.p
+        for _ in range(self.n): w = (w+w)*0.5
+        return self.b(self.a(x).relu()*w)
+
+class _Counted(torch.overrides.TorchFunctionMode):
+    "How many functions of torch are called"
+    n = 0
+    def __torch_function__(self, f, types, args=(), kwargs=None):
+        self.n += 1
+        return f(*args, **(kwargs or {}))
+
+def test_constants_are_computed_once():
+    "2^12 ways through their graph"
+    with _Counted() as few: assert auto_gains(_Sums(6))==pytest.approx(dict(a=1, b=math.sqrt(2)), rel=1e-6)
+    with _Counted() as more: assert auto_gains(_Sums(12))==pytest.approx(dict(a=1, b=math.sqrt(2)), rel=1e-6)
+    assert more.n < 1.5*few.n

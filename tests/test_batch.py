@@ -357,7 +357,7 @@ def test_first_batch_where_nothing_else_will_do(cb, why):
 def test_fastais_own_need_not_wait(cb):
     learn = learner(cbs=[LSUVCallback(), cb()])
     fit(learn, 1, 0.)
-    assert not any('first training batch' in o for o in learn.lsuv.report.notes) and not torch.is_autocast_enabled('cpu')
+    assert not any('initialized at the first training batch' in o for o in learn.lsuv.report.notes) and not torch.is_autocast_enabled('cpu')
 
 # In the modes that training has
 
@@ -531,7 +531,7 @@ def test_any_batch(model, collate, loader):
     learn.dls.loaders = [dl, TorchLoader(DS, 16, collate_fn=collate)]
     fit(learn, 1, 0.)
     assert set(learn.lsuv.report.df.status)=={'ok'} and (learn.lsuv.report.df['std']-1).abs().max()<1e-3
-    assert any('first training batch' in o for o in learn.lsuv.report.notes)==(loader=='late')
+    assert any('initialized at the first training batch' in o for o in learn.lsuv.report.notes)==(loader=='late')
     learn.init_report(hist=True)
 
 # Several processes
@@ -560,7 +560,7 @@ def test_two_processes_wait_together(tmp_path):
     for i,(a,b) in enumerate(zip(*(torch.load(tmp_path/f'{k}.pt', weights_only=False) for k in (0,1)))):
         for (w,report,stds) in (a,b):
             assert all(torch.equal(v, a[0][k]) for k,v in w.items()) and (report.df['std']-1).abs().max()<1e-3
-            assert any('first training batch' in o for o in report.notes)==(i!=1) and all(abs(s-1)<0.2 for s in stds)
+            assert any('initialized at the first training batch' in o for o in report.notes)==(i!=1) and all(abs(s-1)<0.2 for s in stds)
 
 @pytest.mark.parametrize('kind,why', [
     *((k,'') for k in EARLY), *((k,'its data set is a stream') for k in ('fastai_stream','iterable','stream')),

@@ -11,6 +11,7 @@ from fastinit.acts import act_gain
 from fastinit.schemes import bound_choice
 from fastinit.stats import layer_grads
 from fastinit.watched import Watched
+from conftest import Net, outputs
 
 def net(): return nn.Sequential(nn.Linear(8,8), nn.ReLU(), nn.Linear(8,3))
 
@@ -21,7 +22,7 @@ def x():
 
 def quiet_learner(model):
     ds = [(torch.randn(8), i%3) for i in range(32)]
-    return Learner(DataLoaders.from_dsets(ds, ds, bs=16), model, loss_func=CrossEntropyLossFlat())
+    return Learner(DataLoaders.from_dsets(ds, ds, bs=16, num_workers=0), model, loss_func=CrossEntropyLossFlat())
 
 # What a partial binds
 
@@ -320,27 +321,11 @@ def test_waiting_ends_with_the_learner():
     b.add_cb(cb)
     assert cb.order==order and not cb.late
     with b.no_bar(), b.no_logging(): b.fit(1, 0.)
-    assert not any('first training batch' in o for o in cb.report.notes)
+    assert not any('initialized at the first training batch' in o for o in cb.report.notes)
 
 # A batch, or a weight, that somebody else holds
 
-class Fn(nn.Module):
-    "A model whose forward is `f(self, *xb)`"
-    def __init__(self, f, **layers):
-        super().__init__()
-        self.f = f
-        for k,m in layers.items(): setattr(self, k, m)
-    def forward(self, *xb): return self.f(self, *xb)
-
-def stds(model, *xb):
-    "Dotted name → std of the first output of every linear layer, by hooks of their own"
-    res,hooks = {},[]
-    def _keep(n, m, i, o): res.setdefault(n, o.std().item())
-    for n,m in model.named_modules():
-        if isinstance(m, nn.Linear): hooks.append(m.register_forward_hook(partial(_keep, n), prepend=True))
-    with torch.no_grad(): model(*xb)
-    for h in hooks: h.remove()
-    return res
+def stds(model, *xb): return {n:o.std().item() for n,o in outputs(model, nn.Linear, *xb).items()}
 
 CHANGES = {'scaled': lambda x: x.div_(255.), 'shifted': lambda x: x.sub_(.5), 'doubled': lambda x: x.mul_(2)}
 def by_grads(m, x): return layer_grads(m, lambda y: y.square().mean(), x, ())
@@ -351,7 +336,7 @@ def test_batch_changed_in_place(change):
     torch.manual_seed(0)
     x = torch.randint(0, 256, (64,8)).float()
     given = x.clone()
-    m = Fn(lambda s,x: s.b(torch.relu(s.a(CHANGES[change](x)))), a=nn.Linear(8,8), b=nn.Linear(8,3))
+    m = Net(lambda s,x: s.b(torch.relu(s.a(CHANGES[change](x)))), a=nn.Linear(8,8), b=nn.Linear(8,3))
     for f in (lsuv_, lsuv_residual_, partial(lsuv_, verify=False), init_stats, by_grads, layer_hists):
         f(m, x)
         assert torch.equal(x, given)
@@ -359,11 +344,11 @@ def test_batch_changed_in_place(change):
 
 def test_batch_in_containers():
     "Dicts lose no item, and integers stay"
-    m = Fn(lambda s,d: s.b(torch.relu(s.a(d.pop('x')))), a=nn.Linear(8,8), b=nn.Linear(8,3))
+    m = Net(lambda s,d: s.b(torch.relu(s.a(d.pop('x')))), a=nn.Linear(8,8), b=nn.Linear(8,3))
     d = {'x':torch.randn(64,8)}
     lsuv_(m, d)
     assert list(d)==['x'] and stds(m, dict(d)) == pytest.approx(dict(a=1, b=1), abs=1e-4)
-    m,ids = Fn(lambda s,i: s.a(s.e(i.add_(1))), e=nn.Embedding(9,8), a=nn.Linear(8,3)),torch.arange(8)
+    m,ids = Net(lambda s,i: s.a(s.e(i.add_(1))), e=nn.Embedding(9,8), a=nn.Linear(8,3)),torch.arange(8)
     init_stats(m, ids)
     assert ids.tolist()==list(range(8))
 
@@ -373,7 +358,7 @@ ALIASES = {'attribute': lambda m: setattr(m, 'w', m.a.weight.data), 'buffer': la
 @pytest.mark.parametrize('alias', ALIASES)
 @pytest.mark.parametrize('kwargs', [{}, dict(verify=False), dict(pre=None)])
 def test_weight_known_elsewhere(x, alias, kwargs):
-    m = Fn(lambda s,x: s.b(torch.relu(s.a(x))), a=nn.Linear(8,8), b=nn.Linear(8,3))
+    m = Net(lambda s,x: s.b(torch.relu(s.a(x))), a=nn.Linear(8,8), b=nn.Linear(8,3))
     ALIASES[alias](m)
     r = lsuv_(m, x, **kwargs)
     assert r.df.converged.all() and stds(m, x) == pytest.approx(dict(a=1, b=1), abs=1e-4)
@@ -387,7 +372,7 @@ class Positions(nn.Module):
 @pytest.mark.parametrize('expand', [True,False])
 @pytest.mark.parametrize('verify', [True,False])
 def test_output_that_is_the_weight(x, expand, verify):
-    m = Fn(lambda s,x: s.h(s.a(x)+s.p(x)), a=nn.Linear(8,8), p=Positions(expand), h=nn.Linear(8,3))
+    m = Net(lambda s,x: s.h(s.a(x)+s.p(x)), a=nn.Linear(8,8), p=Positions(expand), h=nn.Linear(8,3))
     was = m.p(x).std().item()
     r = lsuv_(m, x, layers=[nn.Linear,Positions], verify=verify, pre=None)
     assert m.p(x).std().item()==pytest.approx(1, abs=1e-4)==r['p']['std'] and r['p']['scale']==pytest.approx(1/was, rel=1e-4)
@@ -399,14 +384,14 @@ def branched(branch, **layers):
     def _forward(s, x):
         h = s.i(x)
         return s.h(h + branch(s, h))
-    return Fn(_forward, **{k:nn.Linear(8,8) for k in 'iabg'}, h=nn.Linear(8,3), **layers)
+    return Net(_forward, **{k:nn.Linear(8,8) for k in 'iabg'}, h=nn.Linear(8,3), **layers)
 
 def test_stem_that_is_also_a_branch(x):
     def _loop(s, x):
         h = s.a(x)
         for _ in range(3): h = h + s.a(torch.relu(h))
         return s.h(h)
-    m = Fn(_loop, a=nn.Linear(8,8,bias=False), h=nn.Linear(8,3))
+    m = Net(_loop, a=nn.Linear(8,8,bias=False), h=nn.Linear(8,3))
     assert residual_branches(m, x)=={} and lsuv_residual_(m, x).notes[0]=='no residual branches were found'
     assert m(x).std().item()==pytest.approx(1, abs=1e-4) # it was 0
     assert residual_branches(branched(lambda s,h: s.b(torch.relu(s.b(h)))), x)=={} # both inside and at the end: silent for ever
@@ -479,6 +464,6 @@ def test_scripted_part_at_the_activation(x):
 
 def test_first_call_without_items(x):
     "An expert that gets no tokens at first: the later call is drawn, and its gradient measured"
-    m = Fn(lambda s,x: s.h(torch.cat([s.a(x[:0]), s.a(x)])), a=nn.Linear(8,8), h=nn.Linear(8,3))
+    m = Net(lambda s,x: s.h(torch.cat([s.a(x[:0]), s.a(x)])), a=nn.Linear(8,8), h=nn.Linear(8,3))
     assert layer_hists(m, x)['a'].sum()==pytest.approx(1, abs=1e-5)
     assert by_grads(m, x)['a']>0

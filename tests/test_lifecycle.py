@@ -1,5 +1,5 @@
 "The callbacks on real Learners: once, at the right time, and never on weights that must not be lost."
-import itertools, pickle, random, re, warnings
+import gc, itertools, pickle, random, re, warnings, weakref
 from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 import pytest, torch
@@ -97,7 +97,7 @@ def test_on_the_device(cb):
     learn = quiet(learner(model=Placed(), cbs=cb()))
     with learn.no_logging(): learn.fit(1, 0.)
     report = learn.init_report()
-    assert set(report.df.status)=={'ok'} and not any('first training batch' in o for o in report.notes) # nothing had to wait
+    assert set(report.df.status)=={'ok'} and not any('initialized at the first training batch' in o for o in report.notes) # nothing had to wait
 
 STAGES = [lambda l: l.fit(1, 1e-3), lambda l: l.freeze(), lambda l: l.fit_one_cycle(1, 1e-3), lambda l: l.unfreeze(), lambda l: l.fit_flat_cos(1, 1e-3),
           lambda l: l.fit_sgdr(1, 1, 1e-3), lambda l: l.fit(1, reset_opt=True), lambda l: l.lr_find(num_it=6, show_plot=False), lambda l: l.fine_tune(1)]
@@ -678,11 +678,14 @@ def test_another_model_after_a_fit():
     "Nothing tells whether it was trained: its weights stay, a warning says so, and the report is about it"
     learn = quiet(learner(cbs=LSUVCallback()))
     learn.fit(1, 1e-3)
+    old = weakref.ref(learn.model)
     learn.model = nn.Sequential(nn.Linear(12,9), nn.ReLU(), nn.Linear(9,2))
     learn.create_opt()
     before = weights(learn)
     with pytest.warns(UserWarning, match=r'left alone: 2 loaded \(0, 2\)'): learn.fit(1, 0.)
     assert same(before, weights(learn)) and list(learn.init_report().df['shape'])==[(16,9),(16,2)]
+    gc.collect()
+    assert old() is None # nothing here holds it
     plt.close('all')
 
 def test_another_head_after_a_fit():

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 from fastinit.all import *
 from fastinit.tensors import first_tensor
-from conftest import Unchanged, copied
+from conftest import Net, Unchanged, copied
 
 @pytest.fixture(autouse=True)
 def _quiet():
@@ -55,14 +55,6 @@ class Times(nn.Module):
         super().__init__()
         self.k = k
     def forward(self, x): return self.k*x
-
-class Net(nn.Module):
-    "Layers by name, and a forward given as a function of (self, *xb)"
-    def __init__(self, forward, **layers):
-        super().__init__()
-        for k,v in layers.items(): setattr(self, k, v)
-        self.f = forward
-    def forward(self, *xb): return self.f(self, *xb)
 
 x = torch.randn(64, 30, generator=torch.Generator().manual_seed(0))
 im = torch.randn(8, 3, 12, 12, generator=torch.Generator().manual_seed(0))

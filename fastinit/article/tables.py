@@ -101,9 +101,7 @@ def read_results(
 )->tuple: # (results, a sentence on what made them)
     "The results of an earlier run; raises `FileNotFoundError` where there are none."
     path,made_by = Path(path),read_run(path)[1]
-    file = path/'results.csv'
-    if not file.is_file(): raise FileNotFoundError(f'no earlier results in {path}: {file.name} is missing')
-    df = pd.read_csv(file, float_precision='round_trip')
+    df = pd.read_csv(result_file(path, 'results.csv'), float_precision='round_trip')
     (runs,cost),seeds = spent(df),sorted(int(o) for o in df.seed.unique())
     def _machine(o):
         n = o['threads']

@@ -14,6 +14,7 @@ import inspect, itertools
 from collections.abc import Callable,Iterator
 from .layers import *
 from .acts import *
+from .gains import *
 from .probe import *
 from .report import *
 from .fill import *

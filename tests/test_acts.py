@@ -4,7 +4,8 @@ from functools import partial
 import pytest, torch
 from torch import nn
 from torch.nn import functional as F
-from fastinit.acts import GeneralReLU, act_funcs, act_gain, auto_gains, is_activation
+from fastinit.acts import GeneralReLU, act_funcs, act_gain, is_activation
+from fastinit.gains import auto_gains
 from fastinit.tensors import flat, read_all, sample_values, spread_sample
 
 @pytest.mark.parametrize('name', ['rellu', 'conv2d', 'softmax', 'dropout', 'sin'])

@@ -167,6 +167,14 @@ class _TrainingNorm(_MyNorm):
         self.register_buffer('var', torch.ones(6))
     def forward(self, x): return x/(x.var((0,2,3), keepdim=True)+1e-5 if self.training else self.var[:,None,None]).sqrt()
 
+class _Temperature(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.t = nn.Parameter(torch.tensor(2.))
+    def forward(self, x): return x/self.t
+
+def test_a_module_with_a_single_number(): assert _between(lambda model,h: model.m(h.relu()), m=_Temperature())==pytest.approx(math.sqrt(2), rel=1e-9)
+
 def test_normalizations_of_ones_own():
     "In evaluation mode too: it is for training that weights are drawn"
     for m in (_ChannelsFirst(), _TrainingNorm(), _TrainingNorm().eval()): assert _between(lambda model,h: model.m(h.relu()), m=m)==1
@@ -207,7 +215,7 @@ def test_randomized_relu():
     for m,gain in ((nn.RReLU(), train), (nn.RReLU().eval(), test)):
         assert is_activation(m) and act_gain(m)==pytest.approx(gain, abs=1e-5)
         assert _between(lambda model,h: model.m(h), m=m)==pytest.approx(gain, abs=1e-5)
-    for f,gain in ((F.rrelu, test), (partial(F.rrelu, training=True), train), (lambda h: F.rrelu(h, 0.4, 0.6), math.sqrt(2/1.25)), (lambda h: torch.rrelu(h, 0.4, 0.4, True), math.sqrt(2/1.16))):
+    for f,gain in ((F.rrelu, test), (torch.rrelu, test), (partial(F.rrelu, training=True), train), (lambda h: F.rrelu(h, 0.4, 0.6), math.sqrt(2/1.25)), (lambda h: torch.rrelu(h, 0.4, 0.4, True), math.sqrt(2/1.16))):
         assert _between(lambda m,h: f(h))==pytest.approx(gain, abs=1e-5)
 
 @pytest.mark.parametrize('f,gain', [

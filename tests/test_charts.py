@@ -5,6 +5,7 @@ from matplotlib.colors import to_hex, to_rgba
 from PIL import Image
 import fastinit.page
 from fastinit.plot import few_colors, plot_depth, plot_grads, plot_hists, plot_init_stats, plot_lr_range, plot_metrics, plot_side_by_side, save_png, scheme_colors, thinned
+from fastinit.looks import legend_below
 from fastinit.report import InitReport, statuses
 
 @pytest.fixture(autouse=True)
@@ -470,3 +471,13 @@ def test_words_of_the_page(tmp_path):
     import fastinit
     assert page.endswith(f'>fastinit {fastinit.__version__} · fastai {version("fastai")} · torch {version("torch")}</p></body></html>')
     assert fastinit.page._text(report([1.]))==f'<p>{report([1.]).counts}</p>'
+
+@pytest.mark.parametrize('width,ncols', [(7.2,5), (4.2,3), (1.,1), (20.,6)])
+def test_columns_of_a_legend(width, ncols):
+    "As many as there is room for, six at most; a name of 8 letters takes 1.4 inches"
+    fig,ax = plt.subplots(figsize=(width,3), layout='constrained')
+    legend_below(fig, [ax.plot([], label=f'scheme {i}')[0] for i in range(8)])
+    assert fig.legends[0]._ncols==ncols
+    plt.close(fig)
+
+def test_names_up_to_22_letters_stay_whole(): assert thinned(['abc.'+'d'*18, 'abc.e'], 9)[1]==['abc.'+'d'*18, 'abc.e'] and thinned(['abc.'+'d'*19, 'abc.e'], 9)[1]==['d'*19, 'e']

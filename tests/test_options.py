@@ -205,3 +205,13 @@ def test_gradients_of_modules_without_parameters():
     r = learn.init_report(grads=True, hist=True)
     assert r.df.layer.tolist()==['0','2'] and (r.df.grad_std>0).all() and list(r.hists)==['0','2']
     plt.close('all')
+
+@pytest.mark.parametrize('options,n', [({},1), (dict(grads=True),2), (dict(hist=True),2), (dict(hist=True, grads=True),3)])
+def test_what_init_report_draws(options, n):
+    "A chart of means and stds, and one for each thing more that was asked for"
+    import matplotlib.pyplot as plt
+    from fastai.test_utils import synth_learner
+    plt.close('all')
+    synth_learner(model=nn.Sequential(nn.Linear(1,8), nn.ReLU(), nn.Linear(8,1))).init_report(**options)
+    assert len(plt.get_fignums())==n and all(plt.figure(i).axes for i in plt.get_fignums())
+    plt.close('all')

@@ -27,6 +27,7 @@ def test_slopes():
     per_channel.weight.data = torch.tensor([0.1, 0.7])
     cases = [(nn.LeakyReLU(0.3),0.3), (partial(F.leaky_relu, negative_slope=0.4),0.4), (partial(F.leaky_relu),0.01), (per_channel,0.5), (F.relu,0.), (nn.Identity(),1.)]
     for act,slope in cases: assert act_gain(act)==pytest.approx(math.sqrt(2/(1+slope**2)), rel=1e-6), act
+    assert act_gain(partial(F.elu, alpha=0.5))==pytest.approx(act_gain(nn.ELU(0.5)), rel=1e-9) # a partial of another function
     assert act_gain('relu', a=0.5)==act_gain('leaky_relu', a=0.5)==math.sqrt(2/1.25) and act_gain('leaky_relu')==math.sqrt(2)
 
 def test_gain_of_a_kink_and_of_a_step():

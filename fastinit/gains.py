@@ -39,6 +39,8 @@ def _call(node, f, model, data):
     return f(*_filled(node.args), **_filled(node.kwargs))
 
 # %% ../nbs/02_gains.ipynb #d1a05d1c
+_trial = partial(trial_values, dtype=torch.double) # in place of the data
+
 def _as_prelu(x, weight):
     m = nn.PReLU(weight.numel())
     m.weight.data = weight
@@ -59,7 +61,7 @@ def _is_line(y, z):
 def _node_act(node, f, model, data):
     "The nonlinear function of each element alone that `node` makes of its one input by `f`; None if it is no such"
     if len(data)!=1: return None
-    as_module,z = _as_module(f),trial_values(dtype=torch.double)
+    as_module,z = _as_module(f),_trial()
     def _act(z): return _call(node, f, model, dict.fromkeys(data, z))
     try:
         if as_module is not None: return plain_act(_call(node, as_module, model, data))
@@ -114,13 +116,13 @@ def _tried(node, f, model, data, sources, res, unknown):
     try: y = _call(node, f, model, data)
     except Exception: return unknown # of another shape, or with arguments that the data determine, such as a slope
     for o,z in data.items():
-        if not z.equal(trial_values(dtype=torch.double)): sources[o] = res
+        if not z.equal(_trial()): sources[o] = res
     return res if any(isinstance(o, Tensor) for o in as_tuple(y)) else None
 
 def _source(node, model, sources):
     "(gain for a layer after `node`, activation behind it); None if it gives no data but a size or parameters"
     if node.op=='placeholder': return _fresh
-    data = {o:trial_values(dtype=torch.double) for o in node.all_input_nodes if o in sources}
+    data = {o:_trial() for o in node.all_input_nodes if o in sources}
     f = act = None # not to be tried, and no activation
     if node.op=='call_module':
         m = model.get_submodule(node.target)

@@ -6,7 +6,7 @@ Docs: https://fastinit.github.io/fastinit/tensors.html.md"""
 
 # %% auto #0
 __all__ = ['all_tensors', 'first_tensor', 'first_values', 'as_tuple', 'sum_of', 'norm_of', 'flat', 'spread_sample',
-           'sample_values', 'read_all', 'memory_of', 'shares_memory']
+           'sample_values', 'read_all', 'same_bits', 'memory_of', 'shares_memory']
 
 # %% ../nbs/00_tensors.ipynb #44b6f0c9
 from fastai.basics import *
@@ -113,6 +113,23 @@ def read_all(
     for some in alike.values(): # on a device nothing is converted: it may have no double
         for i,v in zip(some, torch.stack(list(some.values())).tolist()): res[i] = v
     return res
+
+# %% ../nbs/00_tensors.ipynb #5a3e07b2
+_whole = {o.itemsize:o for o in (torch.int64,torch.int32,torch.int16,torch.uint8)}
+
+def _words(*ts):
+    "The bits of `ts`, as vectors of the widest whole numbers that fit their places in memory: the quickest to compare"
+    ts = [flat(t) for t in ts]
+    size = next(k for k in _whole if not any(n%k for t in ts for n in (t.nbytes, t.storage_offset()*t.itemsize)))
+    return [t.view(_whole[size]) for t in ts]
+
+def same_bits(
+    a:Tensor, # Any shape
+    b:Tensor, # Of the same shape and dtype
+)->bool: # NaN is equal to NaN here, and in real numbers 0 is not −0
+    "Are the values of `a` and `b` the same, bit by bit?"
+    if a.is_floating_point() and type(a.data) is Tensor and a.stride()==b.stride(): return torch.equal(*_words(a, b))
+    return torch.equal(a, b) or bool(((a==b) | (a!=a) & (b!=b)).all())
 
 # %% ../nbs/00_tensors.ipynb #9435e822
 def memory_of(

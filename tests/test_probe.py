@@ -12,10 +12,24 @@ from fastinit.probe import InitError, Saved, all_or_nothing, forward, probing, s
 nan = float('nan')
 
 def test_same_bits():
-    "NaN is equal to NaN here, and 0 to −0; shapes are those of one tensor"
+    "NaN is equal to NaN here, and a number not to its negative, 0 neither; shapes are those of one tensor"
     t = torch.tensor
     assert same_bits(t([1.,nan]), t([1.,nan])) and same_bits(t([1,2]), t([1,2])) and same_bits(torch.ones(0), torch.ones(0))
     assert not same_bits(t([1.,nan]), t([nan,1.])) and not same_bits(t([1.,2.]), t([1.,3.])) and not same_bits(t([nan]), t([1.])) and not same_bits(t([1.]), t([nan]))
+    assert not same_bits(t([0.]), t([-0.])) and same_bits(t([1j,nan]), t([1j,nan])) and not same_bits(t([1j]), t([2j]))
+
+@pytest.mark.parametrize('dtype', [torch.double, torch.float, torch.half, torch.bfloat16, torch.int64, torch.bool, torch.complex64], ids=lambda o: str(o)[6:])
+@pytest.mark.parametrize('of', [lambda v,n: v[:n], lambda v,n: v[1:n+1], lambda v,n: v[:2*n:2], lambda v,n: v[:18*n].view(2,n,3,3).to(memory_format=torch.channels_last),
+                                lambda v,n: v[:n,None].expand(n,2)], ids='all part gaps channels_last expanded'.split())
+def test_same_bits_sees_every_value(of, dtype):
+    "However many there are, wherever in memory they begin and in what order they lie"
+    for n in (1,2,3,4,5,8,13):
+        a = of(torch.rand(18*13).mul(9).to(dtype), n)
+        assert same_bits(a, a.clone()) and same_bits(a.clone(), a) and same_bits(a, a.contiguous().clone())
+        for i in range(a.numel()):
+            b = a.clone(memory_format=torch.contiguous_format)
+            b.view(-1)[i] = not b.view(-1)[i] if dtype==torch.bool else b.view(-1)[i]+1
+            assert not same_bits(a, b) and not same_bits(b, a) and not same_bits(a, torch.empty_like(a).copy_(b))
 
 def test_saved_values_come_back():
     "All of them, all but some, or some only; by the memory they lie in, which stays the same"

@@ -189,22 +189,20 @@ def _number(v):
     if v is None: return 0.
     return v.mean() if isinstance(v, Tensor) and v.ndim else v
 
-def _table(rows, left):
-    "The table of the report, with what LSUV did to each layer, and why others are `left` alone"
+def _table(rows):
+    "The table of the report, with what LSUV did to each layer"
     def _of(get): return [math.nan if r.step is None else _number(get(r.step)) for r in rows]
     cols = {k:_of(attrgetter(v)) for k,v in _columns.items()}
     for k in ('target','std_after'):
         if any(getattr(r, k) is not None for r in rows): cols[k] = [ifnone(getattr(r, k), math.nan) for r in rows]
-    df = frame(rows, **cols).assign(converged=pd.array([r.converged for r in rows], dtype='boolean'))
-    return InitReport(df).mark(left).df
+    return frame(rows, **cols).assign(converged=pd.array([r.converged for r in rows], dtype='boolean'))
 
 def _report(rows, passes, notes, left, at):
     "The report; its table is made when it is looked at"
     fix = passes.fix
-    left = {**left, **{n:fix.left.get(n, 'not called') for n in fix.layers if n not in fix.done}}
-    res = InitReport(partial(_table, rows, left), 'lsuv', fix.std, [*notes, *passes.probe.notes, *call_notes(rows)])
-    res.at,res.left = at,left
-    return res
+    res = InitReport(partial(_table, rows), 'lsuv', fix.std, [*notes, *passes.probe.notes, *call_notes(rows)])
+    res.at = at
+    return res.mark({**left, **{n:fix.left.get(n, 'not called') for n in fix.layers if n not in fix.done}})
 
 # %% ../nbs/11_lsuv.ipynb #7e388407
 def _warn_slow(rows, std, tol, stacklevel=3):

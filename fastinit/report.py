@@ -128,12 +128,12 @@ def mark(self:InitReport,
     why:dict, # Dotted name → reason
 )->InitReport: # Itself
     "Say why layers were left alone; adds a row for one that was not called"
+    def _marked(df, why): # when the table is looked at
+        df = (df() if callable(df) else df).set_index('layer')
+        df = df.reindex([*df.index, *(n for n in why if n not in df.index)])
+        return df.assign(status=[why.get(n, s) for n,s in zip(df.index, df.status)]).reset_index()
     self.left.update(why)
-    if not why: return self
-    df = self.df.set_index('layer')
-    df = df.reindex([*df.index, *(n for n in why if n not in df.index)]).astype(dict(status=object)) # it may be empty
-    df.loc[list(why),'status'] = list(why.values())
-    self.df = df.reset_index()
+    if why: self.df = partial(_marked, self._df, dict(why))
     return self
 
 @patch

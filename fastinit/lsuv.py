@@ -78,6 +78,11 @@ def _branch_targets(model, xb, branch_scale, std, layers):
     return targets,partial(_branch_notes, targets, loud, normed, free)
 
 # %% ../nbs/11_lsuv.ipynb #ed609956
+def _activations(model):
+    "The modules of `model` that are activations and take hooks"
+    with unmoved_rng():
+        return [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule) and is_activation(m)]
+
 def _correction(model, layers, acts, std, center, at, tol, max_iter, **kwargs):
     "The `Correction` that the options ask for"
     kwargs.update(center=bool(center), units=attention_units(model.modules()))
@@ -247,8 +252,7 @@ def lsuv_(
     with Pool(model) as pool: # a failure in it is told to the other processes, if there are any
         todo,left = split_layers(model, layers, force=force)
         scaled = {n:m for n,m in todo.items() if not isinstance(m, recurrent_types)}
-        hookable = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
-        with unmoved_rng(): acts = [m for m in hookable if is_activation(m)] if at=='activation' else []
+        acts = _activations(model) if at=='activation' else []
         params = [p for m in todo.values() for p in params_of(m)] if pool.size==1 else list(model.parameters())
         params += [m.sub for m in acts if isinstance(m, GeneralReLU)]
         targets,branch_notes = _branch_targets(model, xb, branch_scale, std, scaled)

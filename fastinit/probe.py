@@ -242,7 +242,8 @@ def probing(
     "A context for forward passes that nothing remembers, `xb` neither."
     notes,names,but = [],layer_names(model),{id(p):p for p in but}
     bs = next((o.size(0) for o in xb if isinstance(o, Tensor) and o.ndim), 1)
-    others = [p for p in model.parameters() if id(p) not in but and not p.is_meta]
+    params = {id(p):p for m in names for p in m._parameters.values() if p is not None and not p.is_meta}
+    others = [p for i,p in params.items() if i not in but]
     with torch.no_grad(), _modes(names, notes, bs), _no_fast_path(names), all_or_nothing(others, keep=False) as saved:
         with _own_grads(names) as grads, unmoved_rng() as rng, _state(names, notes, xb, but.values()) as state:
             yield Probe(notes, [saved.restore, grads, rng, state])

@@ -117,11 +117,10 @@ def read_all(
 # %% ../nbs/00_tensors.ipynb #5a3e07b2
 _whole = {o.itemsize:o for o in (torch.int64,torch.int32,torch.int16,torch.uint8)}
 
-def _words(*ts):
-    "The bits of `ts`, as vectors of the widest whole numbers that fit their places in memory: the quickest to compare"
-    ts = [flat(t) for t in ts]
-    size = next(k for k in _whole if not any(n%k for t in ts for n in (t.nbytes, t.storage_offset()*t.itemsize)))
-    return [t.view(_whole[size]) for t in ts]
+def _words(a, b):
+    "The bits of `a` and `b`, as vectors of the widest whole numbers that fit their places in memory: the quickest to compare"
+    whole = _whole[math.gcd(8, a.nbytes, *(t.storage_offset()*t.itemsize for t in (a,b)))]
+    return flat(a).view(whole),flat(b).view(whole)
 
 def same_bits(
     a:Tensor, # Any shape

@@ -14,18 +14,15 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
-from .tensors import *
 from .layers import *
-from .acts import *
 from .probe import *
-from .pool import *
 from .stats import *
 from .report import *
 from .schemes import *
 from .lsuv import *
-from .plot import *
 from .watch import *
 from .trained import *
+from .loaders import *
 from .batch import *
 from .recheck import *
 from .learner import *
@@ -93,7 +90,7 @@ class InitCallback(Callback):
         key = vars(learn).setdefault('_init_key', uuid4().hex)
         if vars(self).get('_key', key)!=key: self.reset()
         self._key = key
-        if not self.seen and isinstance(learn.model, nn.Module): self.seen = remember(learn.model)
+        if not self.seen and isinstance(learn.model, nn.Module): self.seen = first_seen(learn)
 
 # %% ../nbs/18_callback.ipynb #e078d000
 @patch
@@ -109,17 +106,18 @@ def leave(self:InitCallback, old:Learner)->None:
 def after_create(self:InitCallback)->None:
     "Remember the weights of the complete Learner; raises `TypeError` if its model is none"
     model = self.learn.model
-    self.seen = remember(model if isinstance(model, nn.Module) else check_model(model))
+    self.seen = self.learn._init_seen = remember(model if isinstance(model, nn.Module) else check_model(model))
 
 # %% ../nbs/18_callback.ipynb #e078d001
 @patch
 def before_fit(self:InitCallback)->None:
     "Initialize, if this is the start of training; or wait for the first batch"
+    if predicts(): return # perhaps within a fit, in which it still waits
     belated = vars(self).pop('order', None) # others have saved the model already, or wrapped it
     for cb in self.learn.cbs:
         if isinstance(cb, InitCallback): cb.notice_old_weights()
     self.unhook()
-    if self.learn.opt is None or predicts(): return
+    if self.learn.opt is None: return
     if self.done: self.notice_new_layers()
     if self.done: return
     self.late,self.was = '',None
@@ -157,7 +155,7 @@ def initialize(self:InitCallback, xb:tuple)->None:
     old = {m:v for m,v in {**self.seen, **self.known()}.items() if m in now}
     self.learn._init_known = {**old, **{m:v for m,v in now.items() if _mine(m)}} # not 'loaded' to others, or later
     self.kept,self.drawn = {},set(todo)
-    if not self.late: self.seen = {}
+    self.seen = self.learn._init_seen = {m:v for m,v in self.seen.items() if m in now}
 
 @patch
 def options(self:InitCallback, todo:Layers)->dict:
@@ -198,6 +196,8 @@ def notice_old_weights(self:InitCallback)->None:
         vars(self.learn).pop('_init_report', None)
     self.late,self.was = '',None
 
+def _is_last(cb): return cb.report is vars(cb.learn).get('_init_report') # no other initialization came after it
+
 @patch
 def initialize_late(self:InitCallback)->None:
     "Initialize on the batch that is about to be trained on"
@@ -213,15 +213,14 @@ def initialize_late(self:InitCallback)->None:
 def before_batch(self:InitCallback)->None:
     "Initialize, if there was no batch before; and look at what the first one gives in the layers"
     if self.late and not self.done: self.initialize_late()
-    mine = self.report is vars(self.learn).get('_init_report')
-    if self.unchecked and mine and can_watch(self.learn.model): self.stats = FirstBatch(self.learn.model, in_a_batch)
-    self.unchecked = False
+    look = self.unchecked and _is_last(self) and can_watch(self.learn.model)
+    self.stats,self.unchecked = FirstBatch(self.learn.model, in_a_batch) if look else self.stats,False
 
 @patch
 def after_pred(self:InitCallback)->None:
     "Warn of layers that are off in the first training batch"
     if self.stats is None or self.report is None: return
-    warn_off(self.learn, self.report, off_layers(self.report, self.stats.table()))
+    if _is_last(self): warn_off(self.learn, self.report, off_layers(self.report, self.stats.table()))
     self.unhook()
 
 @patch
@@ -238,6 +237,7 @@ def after_batch(self:InitCallback)->None:
 @patch
 def after_fit(self:InitCallback)->None:
     "No longer wait: there was no batch"
+    if predicts(): return
     self.unhook()
     vars(self).pop('order', None)
 

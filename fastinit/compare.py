@@ -17,6 +17,7 @@ from collections.abc import Iterable,Sequence
 from .tensors import *
 from .layers import *
 from .acts import *
+from .rng import *
 from .probe import *
 from .pool import *
 from .report import *

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from .tensors import *
 from .layers import *
+from .rng import *
 from .probe import *
 from .pool import *
 from .stats import *

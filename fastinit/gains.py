@@ -14,6 +14,7 @@ from contextlib import suppress
 from .tensors import *
 from .layers import *
 from .acts import *
+from .probe import *
 
 # %% ../nbs/02_gains.ipynb #d1a05d1a
 class _Tracer(torch.fx.Tracer):
@@ -165,14 +166,9 @@ def auto_gains(
     "The gain that each layer needs for the activation before it; raises `ValueError` if torch.fx cannot trace `model`."
     model,tracer = unwrap(model),_Tracer()
     if not is_leaf(model) and tracer.is_leaf_module(model, ''): return _inside('', model)
-    attrs = {m:dict(vars(m)) for m in model.modules()}
-    with torch.random.fork_rng(devices=[]): # a forward may draw numbers
+    with untouched(layer_names(model)): # the forward is run, on no data
         try: graph = tracer.trace(model)
         except Exception as e:
             raise ValueError(f"nonlinearity='auto' cannot trace {type(model).__name__} ({e}): "
                              "name the nonlinearity, such as 'relu'") from e
-        else: return _graph_gains(graph, model)
-        finally:
-            for m,kept in attrs.items(): # what the forward keeps in attributes, and torch.fx
-                for k in vars(m).keys()-kept.keys(): del vars(m)[k]
-                vars(m).update(kept)
+        return _graph_gains(graph, model)

@@ -24,6 +24,11 @@ def _grads(learn, xb, yb, **kwargs):
         if isinstance(e, InitError): raise
         return layer_grads(learn.model, loss_with_callbacks(learn), xb, yb, **kwargs)
 
+def _is_of_another(learn):
+    "Was what is recorded made for a model that has been replaced?"
+    known = vars(learn).get('_init_known')
+    return bool(known) and not any(m in known for m in unwrap(learn.model).modules())
+
 @patch
 @delegates(plot_init_stats)
 def init_report(self:Learner,
@@ -35,7 +40,7 @@ def init_report(self:Learner,
 )->InitReport: # What an initialization recorded before training; else, and with `hist` or `grads`, the model as it is now
     """Draw mean and std of every layer on one training batch, and return the report.
     The model, its gradients and the data order stay as they are."""
-    report = None if hist or grads else vars(self).get('_init_report')
+    report = None if hist or grads or _is_of_another(self) else vars(self).get('_init_report')
     if report is None:
         model,(xb,yb) = check_model(self.model),inputs_targets(self)
         with training_modes(self):

@@ -18,6 +18,7 @@ from typing import Any
 from .tensors import *
 from .layers import *
 from .acts import *
+from .rng import *
 from .probe import *
 from .pool import *
 from .stats import *
@@ -130,12 +131,10 @@ def look(self:_Passes, stats):
     fix = self.fix
     rows = with_status(stats, fix.std, fix.pool, fix.targets)
     _check_finite(rows)
-    after = getattr(stats, 'after', {}) # the std of the activation, where that is what counts
     for r in rows:
         r.step = fix.done.get(r.layer)
         if r.step is None or r.layer in fix.constant and not r.has_spread: continue
         if fix.targets: r.target = fix.target(r.layer)
-        if r.layer in after: r.std_after = float(after[r.layer])
         r.off = self.distance(r.layer, ifnone(r.std_after, r.std))
         r.converged = r.off <= self.tol
         if r.converged and r.std_after and r.status=='vanishing': r.status = 'ok' # as before a sine of w0·z

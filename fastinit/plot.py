@@ -191,7 +191,8 @@ def plot_grads(
         ax.plot(x, y.where(y>0), color=c, marker='o' if len(y)<=30 else '.', ms=4, lw=1.5, label=k)
         if (y==0).any(): _mark(ax, x[y==0], 0, 'o', c, ax.get_xaxis_transform(), label=f'{k}: none') # as on a log scale
     _ticks(ax, list(places))
-    ax.set_yscale('log'); ax.set_ylabel('std of the gradient (log scale)')
+    if any((r.df.grad_std>0).any() for r in reports.values()): ax.set_yscale('log')
+    ax.set_ylabel('std of the gradient (log scale)')
     ax.grid(alpha=0.25); _legend(ax)
     return ax
 

@@ -28,8 +28,8 @@ def in_a_batch()->bool:
     return _runs(Learner.one_batch)
 
 def predicts()->bool:
-    "Is this `before_fit` that of `validate`, `get_preds` or `with learn`, or of `tta`?"
-    return _runs(Learner.__enter__, Learner.tta)
+    "Is this `before_fit`, or `after_fit`, that of `validate`, `get_preds` or `with learn`, or of `tta`?"
+    return _runs(Learner.__enter__, Learner.__exit__, Learner.tta)
 
 class FirstBatch(LayerStats):
     "What the layers of `model` give in its next forward pass; the hooks are removed at its end, also when it fails."

@@ -15,6 +15,7 @@ from collections.abc import Callable,Iterator
 from .layers import *
 from .acts import *
 from .gains import *
+from .rng import *
 from .probe import *
 from .report import *
 from .fill import *

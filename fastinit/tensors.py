@@ -6,7 +6,7 @@ Docs: https://fastinit.github.io/fastinit/tensors.html.md"""
 
 # %% auto #0
 __all__ = ['all_tensors', 'first_tensor', 'first_values', 'as_tuple', 'sum_of', 'norm_of', 'flat', 'spread_sample',
-           'sample_values', 'read_all', 'same_bits', 'memory_of', 'shares_memory']
+           'sample_values', 'read_all', 'checksum', 'same_bits', 'memory_of', 'shares_memory']
 
 # %% ../nbs/00_tensors.ipynb #44b6f0c9
 from fastai.basics import *
@@ -98,8 +98,9 @@ def sample_values(
     p:Tensor, # Any shape
     n:int=64, # How many values
 )->Tensor: # Up to `n` of its values, evenly spread, as a copy of shape (≤n,)
-    "A few values of `p` that tell whether it changed, without reading all of it."
-    return p.detach().flatten()[::max(1, p.numel()//n)][:n].clone()
+    "A few values of `p`, from all of its rows and columns."
+    step = next(k for k in range(max(1, p.numel()//n), 0, -1) if math.gcd(k, p.numel())==1)
+    return p.detach().flatten()[::step][:n].clone()
 
 # %% ../nbs/00_tensors.ipynb #97d2490f
 def read_all(
@@ -121,6 +122,14 @@ def _words(a, b):
     "The bits of `a` and `b`, as vectors of the widest whole numbers that fit their places in memory: the quickest to compare"
     whole = _whole[math.gcd(8, a.nbytes, *(t.storage_offset()*t.itemsize for t in (a,b)))]
     return flat(a).view(whole),flat(b).view(whole)
+
+def checksum(
+    t:Tensor, # Any shape
+)->int|None: # The same for the same bits, in any order of memory and on any device; None for a sparse tensor and its like
+    "A number that is another one, all but surely, where any value of `t` is."
+    t = t.detach()
+    if t.layout!=torch.strided or t.is_nested or t.is_quantized: return None
+    return int(flat(t).view(_whole[math.gcd(8, t.itemsize)]).sum())
 
 def same_bits(
     a:Tensor, # Any shape

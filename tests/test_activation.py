@@ -175,7 +175,7 @@ def test_stats_after_the_activation():
     m = nn.Sequential(nn.Linear(100,80), nn.ReLU(), nn.Linear(80,50))
     with torch.no_grad(), AfterActivation(m, {'0':m[0], '2':m[2]}, [m[1]]) as s: m(z); m(5*z)
     with torch.no_grad(): want = m[:2](z).std().item()
-    assert s.after=={'0':pytest.approx(want, rel=1e-5)} and not any(o._forward_hooks or o._forward_pre_hooks for o in m)
+    assert {r.layer:r.std_after for r in s.table()}=={'0':pytest.approx(want, rel=1e-5), '1':None, '2':None} and not any(o._forward_hooks or o._forward_pre_hooks for o in m)
 
 def test_hooks_are_gone_after_an_error():
     m = nn.Sequential(nn.Linear(100,80), nn.ReLU())
@@ -203,3 +203,77 @@ def test_a_further_pass_runs_the_layer_whose_activation_it_is():
         b(torch.zeros(64,30))
         y = F.relu(o)
     assert y.std().item()==pytest.approx(1., rel=1e-3) and torch.equal(y, F.relu(a(x)))
+
+class Affine16(nn.Module):
+    "Numbers before the activation; in 16 bits, rounding makes them look like one"
+    def __init__(self):
+        super().__init__()
+        self.l,self.o = nn.Linear(100,64),nn.Linear(64,3)
+    def forward(self, x):
+        self.h = torch.relu(self.l(x)*0.37 + 0.21)
+        return self.o(self.h)
+@pytest.mark.parametrize('dtype', [torch.float, torch.bfloat16, torch.half])
+@pytest.mark.parametrize('autocast', [False, True])
+def test_in_16_bits(dtype, autocast):
+    torch.manual_seed(0)
+    m = Affine16() if autocast else Affine16().to(dtype)
+    x = z if autocast else z.to(dtype)
+    if autocast: m.forward = torch.autocast('cpu', torch.bfloat16)(m.forward)
+    r = lsuv_(m, x, at='activation')
+    with torch.no_grad(): m(x)
+    assert r['l'].std_after==pytest.approx(m.h.float().std().item(), rel=1e-2)==pytest.approx(1, rel=1e-2)
+
+class Branch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm,self.a,self.b = nn.LayerNorm(100),nn.Linear(100,64),nn.Linear(64,100)
+    def forward(self, x): return self.b(torch.relu(self.a(self.norm(x)))) + x
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.half])
+def test_a_sum_in_16_bits_is_no_activation(dtype):
+    m = nn.Sequential(Branch(), Branch(), nn.Linear(100,3)).to(dtype)
+    r = lsuv_(m, z.to(dtype), at='activation')
+    assert all(r[f'{k}.b']['std']==pytest.approx(1, rel=2e-2) and math.isnan(r[f'{k}.b'].std_after) for k in (0,1))
+    assert all(r[f'{k}.a'].std_after==pytest.approx(1, rel=1e-2) for k in (0,1))
+
+class PositionsInAView(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q,self.pos = nn.Linear(20,20),nn.Parameter(torch.randn(4,5,5))
+    def forward(self, x): return F.prelu(self.q(x).view(*x.shape[:2],4,5).transpose(1,2), torch.rand(4)) + self.pos
+def test_what_is_done_with_a_view_of_another_shape():
+    "With numbers for each channel of that shape: not of the output itself"
+    x = torch.randn(8,5,20)
+    assert lsuv_(PositionsInAView(), x, at='activation').df['std'].tolist()==pytest.approx([1], abs=1e-3)
+
+@pytest.mark.parametrize('first', ['empty','constant'])
+def test_a_first_call_that_says_nothing(first):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.f,self.l = nn.Sequential(nn.Linear(100,8), nn.ReLU()),nn.Linear(8,3)
+        def forward(self, x):
+            self.f(x[:0] if first=='empty' else torch.zeros_like(x))
+            self.h = self.f(x)
+            return self.l(self.h)
+    m = Twice()
+    r = lsuv_(m, z, at='activation')
+    with torch.no_grad(): m(z)
+    assert r['f.0'].std_after==pytest.approx(m.h.std().item(), rel=1e-4)==pytest.approx(1, abs=1e-3) and r.df.converged.dropna().all()
+
+class RealPart(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.l,self.o = nn.Linear(100,8,dtype=torch.complex64),nn.Linear(8,3)
+    def forward(self, x): return self.o(torch.relu(self.l(x.to(torch.complex64)).real))
+class Nested(nn.Module):
+    def __init__(self, layout):
+        super().__init__()
+        self.l,self.n,self.layout = nn.Linear(100,6),nn.LayerNorm(6),layout
+    def forward(self, x): return self.n(self.l(torch.nested.nested_tensor([x[:3],x[3:9],x[9:]], layout=self.layout))).to_padded_tensor(0.)
+@pytest.mark.parametrize('model', [RealPart(), Nested(torch.strided), Nested(torch.jagged)], ids=['real','strided','jagged'])
+def test_no_activation_of_the_output_itself(model): assert lsuv_(model, z, at='activation')['l'].converged
+
+def test_a_nested_batch_in_an_error():
+    "Its shape cannot be asked for"
+    x = torch.nested.nested_tensor([torch.randn(3,6), torch.randn(4,6)], layout=torch.strided)
+    with pytest.raises(InitError, match='failed on a batch of shape Tensor: '): lsuv_(nn.Linear(7,2), x)

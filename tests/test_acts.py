@@ -1,11 +1,13 @@
 "Gains, and what is an activation: the edges of each rule"
-import math
+import math, random
+from copy import deepcopy
 from functools import partial
 import pytest, torch
 from torch import nn
 from torch.nn import functional as F
 from fastinit.acts import GeneralReLU, act_funcs, act_gain, is_activation
 from fastinit.gains import auto_gains
+from fastinit.schemes import kaiming_
 from fastinit.tensors import flat, read_all, sample_values, spread_sample
 
 @pytest.mark.parametrize('name', ['rellu', 'conv2d', 'softmax', 'dropout', 'sin'])
@@ -314,7 +316,10 @@ def test_sample_values():
         v = torch.arange(float(n))
         s = sample_values(v)
         assert len(s)==min(n, 64) and s[0]==0 and (n>64 or s.equal(v)) and s.data_ptr()!=v.data_ptr()
-    assert sample_values(torch.arange(1000.), 4).tolist()==[0,250,500,750]
+    assert sample_values(torch.arange(1000.), 4).tolist()==[0,249,498,747]
+    for shape in ((64,64), (128,32,4), (64,3,7,7)): # of every row and column: no two of them a multiple of a side apart
+        at = sample_values(torch.arange(float(math.prod(shape)))).long()
+        assert all(len(set((at//math.prod(shape[i+1:])%k).tolist()))>=min(k, 64)//2 for i,k in enumerate(shape))
 
 def test_spread_sample():
     "All values below 4,096; else 31 runs of 64, from the first to the last 31st, as a copy"
@@ -356,3 +361,30 @@ def test_constants_are_computed_once():
     with _Counted() as few: assert auto_gains(_Sums(6))==pytest.approx(dict(a=1, b=math.sqrt(2)), rel=1e-6)
     with _Counted() as more: assert auto_gains(_Sums(12))==pytest.approx(dict(a=1, b=math.sqrt(2)), rel=1e-6)
     assert more.n < 1.5*few.n
+
+# Tracing runs the forward
+
+class Remembers(nn.Module):
+    def __init__(self, branch=False):
+        super().__init__()
+        self.a,self.b,self.log,self.branch = nn.Linear(5,8),nn.Linear(8,3),[],branch
+        self.register_buffer('steps', torch.zeros(1))
+    def forward(self, x):
+        self.steps += 1
+        self.a.weight.requires_grad_(False)
+        self.log.append(random.random())
+        h = torch.relu(self.a(x))
+        self.log.append(h)
+        if self.branch and h.sum()>0: return h
+        return self.b(h)/self.steps
+@pytest.mark.parametrize('branch', [False, True])
+def test_auto_leaves_no_trace(branch):
+    "Also where the model cannot be traced"
+    m,rng = Remembers(branch),random.getstate()
+    before = [p.detach().clone() for p in m.parameters()]
+    if branch:
+        with pytest.raises(ValueError, match='cannot trace Remembers'): kaiming_(m, nonlinearity='auto')
+        assert all(map(torch.equal, before, m.parameters()))
+    else: kaiming_(m, nonlinearity='auto')
+    assert m.steps==0 and m.log==[] and m.a.weight.requires_grad and random.getstate()==rng
+    deepcopy(m)

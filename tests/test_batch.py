@@ -6,13 +6,14 @@ import numpy as np, pytest, torch
 import torch.distributed as dist, torch.multiprocessing as mp
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader as TorchLoader, IterableDataset, RandomSampler, Sampler, TensorDataset, WeightedRandomSampler
-from fastai.vision.all import BnFreeze, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, DynamicUnet, Learner, MixUp, resnet18, set_seed
+from fastai.vision.all import BnFreeze, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, DynamicUnet, ItemTransform, Learner, MixUp, resnet18, set_seed, TfmdDL, TfmdLists
+from fastai.callback.data import PartialDL, WeightedDL
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import *
 from fastai.learner import before_batch_cb
 from fastinit.all import *
-from fastinit import batch
+from fastinit import batch, loaders
 
 X = torch.randn(64, 12, generator=torch.Generator().manual_seed(3))*40 + 100
 Y = (X[:,0]>100).long()
@@ -174,6 +175,79 @@ def test_generators_in_the_data(inside, error):
     last = ds.last
     ds[0]
     assert ds.last==expected.last!=last
+
+class Jitter(ItemTransform):
+    "Draws from a generator of its own, and counts"
+    calls = 0
+    def __init__(self, g=None): self.rng = g or np.random.default_rng(3)
+    def encodes(self, o):
+        self.calls += 1
+        return (o[0]*self.rng.uniform(.5, 1.5) + self.calls/100, *o[1:])
+class Inside(ItemTransform):
+    def __init__(self): self.aug = dict(first=[Jitter()])
+    def encodes(self, o): return self.aug['first'][0](o)
+class OfDataSet(torch.utils.data.Dataset):
+    def __init__(self, transform): self.transform = transform
+    def __len__(self): return 64
+    def __getitem__(self, i): return self.transform((X[i],Y[i]))
+module_rng = np.random.default_rng(3)
+def with_global(b): return Jitter(module_rng)(b)
+def closed_over():
+    jitter = Jitter()
+    return lambda b: jitter(b)
+def collated(f): return lambda items: f((torch.stack([x for x,_ in items]),torch.stack([y for _,y in items])))
+READERS = dict(item=lambda: DataLoader(DS, bs=16, after_item=Jitter()), batch=lambda: TfmdDL(DS, bs=16, num_workers=0, after_batch=Jitter()),
+    nested=lambda: TfmdDL(DS, bs=16, num_workers=0, after_item=Inside()), python=lambda: DataLoader(DS, bs=16, after_item=Jitter(random.Random(1))),
+    datasets=lambda: TfmdDL(TfmdLists(range(64), [lambda i: (X[i],Y[i]), Inside()]), bs=16, num_workers=0),
+    torch=lambda: TorchLoader(OfDataSet(Jitter()), 16), partial=lambda: TorchLoader(OfDataSet(partial(Jitter().encodes)), 16),
+    collate=lambda: TorchLoader(DS, 16, collate_fn=collated(closed_over())), module=lambda: DataLoader(DS, bs=16, after_item=with_global))
+@pytest.mark.parametrize('kind', READERS)
+@pytest.mark.parametrize('how', ['fit','report','compare'])
+def test_generators_in_transforms(kind, how):
+    "Wherever they are: the batches are those of a fit without fastinit"
+    global module_rng
+    got = []
+    for asked in (False, True):
+        module_rng = np.random.default_rng(3)
+        learn = learner(READERS[kind](), cbs=[First(), *([LSUVCallback()] if asked and how=='fit' else [])])
+        if asked and how!='fit': dict(report=learn.init_report, compare=learn.compare_inits)[how]()
+        fit(learn, 2, 0.)
+        got.append(torch.stack(learn.first.xs))
+    assert torch.equal(*got) and not torch.equal(got[0][:4], got[0][4:])
+
+def test_options_that_new_does_not_know():
+    "The weights of a `WeightedDL`, what is drawn of a `PartialDL`"
+    loud = TensorDataset(torch.cat([X, 100*X]), torch.cat([Y, Y]))
+    learn = learner(WeightedDL(loud, bs=16, wgts=[1.]*64+[0.]*64, shuffle=True, num_workers=0), cbs=[First(), LSUVCallback()])
+    fit(learn, 1, 0.)
+    assert learn.lsuv.report.notes==[] and all(abs(s-1)<0.5 for s in learn.first.stds.values())
+    assert len(loaders._anew(PartialDL(DS, bs=16, partial_n=32, num_workers=0)))==2
+
+class Validates(Callback):
+    "Logs what the untrained model is worth"
+    busy = False
+    def before_epoch(self):
+        if self.busy: return # `validate` is an epoch too
+        self.busy = True
+        self.learn.validate()
+        self.busy = False
+class Louder(Callback):
+    def before_batch(self): self.learn.xb = (self.x*20,)
+@pytest.mark.parametrize('kind', ['fastai','stream'])
+def test_validated_before_the_first_batch(kind):
+    "A callback that waits for the first batch waits on, and acts after those that change it"
+    learn = learner(LOADERS[kind](), cbs=[LSUVCallback(), First(), Louder(), Validates()])
+    fit(learn, 1, 0.)
+    assert learn.lsuv.report['0'].std_before>5 and all(abs(s-1)<(0.5 if kind=='fastai' else 1e-3) for s in learn.first.stds.values())
+
+def test_two_at_the_first_batch():
+    "The last of them is measured again, not the one whose layers it changed"
+    deep = nn.Sequential(*[o for _ in range(8) for o in (nn.Linear(12,12), nn.Tanh())], nn.Linear(12,2))
+    learn = learner(LOADERS['stream'](), deep, [KaimingCallback(nonlinearity='linear'), LSUVCallback()])
+    with warnings.catch_warnings(record=True) as w:
+        warnings.simplefilter('always')
+        fit(learn, 1, 0.)
+    assert not [o for o in w if 'another std' in str(o.message)] and learn.kaiming.report.df['std'].iloc[-1]<0.7
 
 class Asks(Callback):
     "Keeps what it is told of the training, and scales by it"

@@ -52,6 +52,56 @@ def test_trained(tmp_path, opt, between):
     assert n_it==(6 if between=='lr_find' else 0 if between=='validate' else 8)
     assert same(trained, weights(learn.model))
 
+def find(learn, n): learn.lr_find(num_it=n, start_lr=1e-9, end_lr=1e-8, show_plot=False, suggest_funcs=())
+@pytest.mark.parametrize('opt', ['sgd','adam','torch_SGD'])
+@pytest.mark.parametrize('then', ['nothing','validate','new optimizer','no optimizer'])
+@pytest.mark.parametrize('n', [4,20]) # iterations: half an epoch, and more than two
+def test_trained_then_lr_find(tmp_path, opt, then, n):
+    "What `lr_find` records takes the place of what training did: it was trained all the same"
+    learn = learner(opt_func=OPTS[opt], path=tmp_path)
+    fit(learn, 1, 1e-2)
+    trained = weights(learn.model)
+    with learn.no_logging():
+        if then=='validate': learn.validate()
+        if then=='new optimizer': learn.create_opt()
+        if then=='no optimizer': learn.opt = None # as `export` leaves it
+        find(learn, n)
+    with pytest.warns(UserWarning, match='3 loaded'): fit(learn, 1, 0., cbs=LSUVCallback())
+    assert same(trained, weights(learn.model))
+
+@pytest.mark.parametrize('n', [4,20])
+def test_lr_find_twice_is_no_training(tmp_path, n):
+    learn = learner(path=tmp_path)
+    with learn.no_logging(): find(learn, n); find(learn, n)
+    fit(learn, 1, 0., cbs=LSUVCallback())
+    assert list(learn.init_report().df.status)==['ok']*3
+
+@pytest.mark.parametrize('at', [(0,1), (5,63), (63,0)])
+def test_loaded_in_a_single_value(at):
+    "Most of a weight may be as it was, where its inputs are mostly 0"
+    model = nn.Sequential(nn.Linear(12,64), nn.Linear(64,64,bias=False), nn.Linear(64,2))
+    learn = learner(model, LSUVCallback())
+    with torch.no_grad(): model[1].weight[at] += 1
+    was = weights(model[1])
+    fit(learn, 1, 0.)
+    assert learn.lsuv.report['1'].status=='loaded' and same(was, weights(model[1])) and learn.lsuv.report['0'].status=='ok'
+
+def test_another_callback_takes_its_place():
+    "What was loaded while one was there is not lost to the next"
+    learn = learner(cbs=LSUVCallback())
+    with torch.no_grad(): learn.model[0][0].weight.mul_(2)
+    learn.remove_cb(LSUVCallback).add_cb(KaimingCallback())
+    fit(learn, 1, 0.)
+    assert list(learn.init_report().df.status)==['loaded','ok','ok']
+
+def test_report_of_a_replaced_model():
+    "Is that of the model that is there, and not what was recorded of the other"
+    learn = learner(cbs=LSUVCallback())
+    fit(learn, 1, 0.)
+    learn.model = nn.Linear(12,2)
+    report = learn.init_report()
+    assert list(report.df.layer)==['Linear'] and report.scheme==''
+
 @pytest.mark.parametrize('opt', OPTS)
 def test_loop(opt):
     "The second and third `fit(1, cbs=LSUVCallback())` train on"

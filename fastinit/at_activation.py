@@ -149,7 +149,7 @@ class NextActivation(TorchFunctionMode):
             with torch._C.DisableTorchFunction(): self.tell(act)
 
     def fits(self, x:Tensor, others:Iterable)->bool:
-        "Can what is done with `x` and `others` be done with the output itself? With a number a channel in another shape it cannot"
+        "Can what is done with `x` and `others` be done with the output? Not with numbers for channels of another shape"
         numbers = all(o.numel()==1 for o in others if isinstance(o, Tensor))
         return numbers or x.is_nested or x.shape==self.pending.x.shape
 

@@ -115,11 +115,11 @@ class Correction:
         self.constant = set() # names of the `done` whose output had no spread in any call: nothing was done
         self.flat = set() # names of those whose channels have no spread, as of a batch of one, though all values have
         self.given = {} # dotted name → (std, mean) of what it is thought to give now
-        self.todo,self.owners,self.off_center,self.stuck = set(layers),{},set(),set()
+        self.todo,self.owners,self.off_center,self.stuck,self.speaks = set(layers),{},set(),set(),{}
         self.saved:Saved|None = None
 
     def __enter__(self):
-        self.waiting,self.hooks = {},[]
+        self.waiting,self.hooks,self.speaks = {},[],{n:k for n,k in self.speaks.items() if n not in self.todo}
         for m in self.names:
             unit = self.units.get(m, m)
             self.hooks.append(unit.register_forward_hook(partial(self.hook, m), prepend=True, with_kwargs=True))
@@ -204,6 +204,7 @@ def first_call(self:Correction, n:str, again:Callable, o:Any)->Any:
     on_device = isinstance(sd, Tensor)
     if (self.saved is not None or not on_device) and _no_spread(sd, mean):
         self.waiting.setdefault(n, (sd,mean,o.numel()))
+        self.speaks[n] = self.speaks.get(n, 0)+1 # the call after it, if there is one
         return
     self.todo.remove(n)
     if self.saved is not None:

@@ -114,6 +114,7 @@ class _Passes:
     def measure(self):
         "The rows of what every layer gives now"
         stats = self.new_stats()
+        stats.speaks = self.fix.speaks
         self.run(stats)
         return self.look(stats)
 
@@ -214,9 +215,10 @@ def _warn_slow(rows, std, tol, stacklevel=3):
     slow = [r for r in rows if r.converged is False]
     if not slow: return
     r = slow[0]
-    where = f'at {r.std:.3g}' if r.std_after is None else f'at {r.std_after:.3g} after its activation'
-    layers = f"{len(slow)} layer{'s'*(len(slow)>1)}"
-    text = f'{layers} did not reach std {ifnone(r.target, std):g} within {tol:g} (first: {r.layer}, {where})'
+    now,aim = ifnone(r.std_after, r.std),f'{ifnone(r.target, std):g}'
+    where = f'at {now:.3g}' if f'{now:.3g}'!=aim else f'at {now:.6g}' # else it would say that it is there
+    if r.std_after is not None: where += ' after its activation'
+    text = f"{len(slow)} layer{'s'*(len(slow)>1)} did not reach std {aim} within {tol:g} (first: {r.layer}, {where})"
     warnings.warn(text, stacklevel=stacklevel)
 
 _predicted = 'the means and stds are predicted: verify=False leaves out the pass that measures them'

@@ -38,10 +38,10 @@ def add_status(
     zero_weight:set, # Names of layers whose weight is 0
     target:float=1., # The std aimed at, where a row has none of its own
 )->None:
-    "Set the status of each row; an output of 0 is by design if the weight is, or what the layer just before gave."
+    "Set the status of each row; a constant output is by design if the weight is 0, or what the layer just before gave."
     zero = False
     for r in rows:
-        zero = r.mean==0 and r.std==0 and (zero or r.layer in zero_weight)
+        zero = not r.has_spread and r.layer in zero_weight or zero and r.mean==0 and r.std==0
         r.status = _status(r, zero, ifnone(r.target, target))
 
 # %% ../nbs/06_report.ipynb #1b220d10
@@ -66,8 +66,8 @@ statuses = {
     'loaded': Status('loaded', _forced),
     'pretrained': Status('pretrained', _forced),
     'frozen': Status('frozen', 'weights kept; to initialize all the same, unfreeze, or `force=True`'),
-    'shared': Status('shared', 'a weight or bias in several modules has no scale for all: look at the std below'),
-    'not called': Status('not called', 'the batch did not get there: if training does, initialize with such a batch'),
+    'shared': Status('shared', 'another module has the weight or bias too, and decides: look at the std below'),
+    'not called': Status('not called', 'pass a batch that gets there; by hand if only training does, or uses its weight so'),
     'unsupported parametrization': Status('unsupported parametrization', 'scale the weight before it is parametrized'),
     'unsupported output': Status('unsupported output', 'such an output cannot be scaled: initialize by hand'),
     'not affine': Status('not affine', 'the output is not proportional to the weight: initialize by hand'),
@@ -132,8 +132,7 @@ def mark(self:InitReport,
         df = (df() if callable(df) else df).set_index('layer')
         df = df.reindex([*df.index, *(n for n in why if n not in df.index)])
         return df.assign(status=[why.get(n, s) for n,s in zip(df.index, df.status)]).reset_index()
-    self.left.update(why)
-    if why: self.df = partial(_marked, self._df, dict(why))
+    if why: self.left,self.df = {**self.left, **why},partial(_marked, self._df, dict(why))
     return self
 
 @patch
@@ -154,24 +153,26 @@ def by_status(self:InitReport)->dict: # Status → names of the layers, the wors
     return {k:found[k] for k in [*wrong, *(o for o in found if o not in statuses), 'ok','zero'] if found.get(k)}
 
 _unscaled = 'LSUV scaled nothing there: put a normalization layer after it, or scale what comes before by hand'
-_of_norm = 'a normalization gives what its weight and its running statistics make of its input: look at those'
-_embedding = 'LSUV scales an embedding only if it is named in `layers=`; or put a normalization layer after it'
+_by_type = {
+    'Norm':'a normalization gives what its weight and its running statistics make of its input: look at those',
+    '^Embedding':'an embedding is initialized only if it is named in `layers=`; or put a normalization layer after it'}
 _at_its_limit = "the activation needs so large an input; one like tanh is saturated there: use std=0.6, or at='layer'"
-_off_target = dict(
-    activation="no scale of the layer gives the target std after its activation: use another activation, or at='layer'",
-    layer='rounding to 16 bits, or a layer corrected with it, keeps the std off the target: look at it below')
+_no_scale = "no scale of the layer gives the target std after its activation: use another activation, or at='layer'"
+_does_not_follow = 'the std does not follow the weight alone (16 bits, a weight used twice): look at it below'
 
 @patch
 def remedy(self:InitReport,
     status:str, # A key of `statuses`
 )->str: # '' where nothing is wrong
     "What to do about the layers of that status, after what was done."
-    if status=='off target': return _off_target[self.at]
+    if status=='off target':
+        off = self.df[self.df.converged.eq(False)]
+        return _no_scale if 'std_after' in off and off.std_after.notna().any() else _does_not_follow
     if status in ('exploding','vanishing'):
         rows = self.df[self.df.status==status]
         if self.at=='activation' and rows.scale.notna().any(): return _at_its_limit
-        if rows.type.str.contains('Norm').all(): return _of_norm
-        if 'scale' in rows: return _embedding if rows.type.str.startswith('Embedding').all() else _unscaled
+        text = first(text for kind,text in _by_type.items() if rows.type.str.contains(kind).all())
+        if text or 'scale' in rows: return text or _unscaled
         if self.scheme: return 'initialize with LSUV, or put a normalization layer after it'
     return statuses[status].remedy if status in statuses else ''
 
@@ -233,8 +234,7 @@ def warn_left(
     stacklevel:int=3, # As in `warnings.warn`
 )->None:
     "One warning for what was left alone against the user's likely wish."
-    why = groupby([(r,n) for n,r in left.items() if r!='zero'], 0, 1)
-    if not why: return
+    if not (why := groupby([(r,n) for n,r in left.items() if r!='zero'], 0, 1)): return
     remedy = '. `force=True` initializes all the same' if {'frozen','loaded','pretrained'} & set(why) else ''
     warnings.warn('left alone: ' + '; '.join(short_list(ns, r) for r,ns in why.items()) + remedy, stacklevel=stacklevel)
 
@@ -249,7 +249,7 @@ def with_status(
     rows,targets = (pool or Pool()).together(stats.table()),targets or {}
     for r in rows: r.target = targets.get(r.layer)
     inner = {a:m for m,a in attention_units(r.module for r in rows).items()}
-    silent = {r.layer: inner.get(r.module, r.module) for r in rows if r.mean==r.std==0}
+    silent = {r.layer: inner.get(r.module, r.module) for r in rows if not r.has_spread}
     weighted = {n:m for n,m in silent.items() if isinstance(getattr(m, 'weight', None), Tensor)}
     factors = {n:params_of(m) for n,m in silent.items() if n not in weighted} # ReZero's, LayerScale's
     zero = zero_layers(weighted, gains=True) | {n for n,ps in factors.items() if ps and not any(p.any() for p in ps)}

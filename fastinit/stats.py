@@ -138,6 +138,7 @@ class LayerStats(ActivationStats):
     ):
         super().__init__(include_paramless=include_paramless)
         self.names,self.moments,self.calls = layer_names(model),Moments(),{}
+        self.speaks = {} # dotted name → which of its calls the table has, if not the first that has a spread
         self.known = {} if known is None else known
         self.modules,units = [],attention_units(self.names)
         for m in leaves(self.names):
@@ -167,9 +168,9 @@ class LayerStats(ActivationStats):
         self.calls.setdefault(n, []).append(row)
 
 # %% ../nbs/05_stats.ipynb #bddc6218
-def _speaking(rows):
+def _speaking(rows, k):
     "The one of a layer's `rows` that speaks for it, and the range of them all"
-    row = next((r for r in rows if r.has_spread), rows[0])
+    row = rows[k] if k is not None and k<len(rows) else next((r for r in rows if r.has_spread), rows[0])
     stds = [r.std for r in rows if r.has_spread] or [row.std]
     row.calls,row.lowest,row.highest = len(rows),min(stds),max(stds)
     return row
@@ -182,7 +183,7 @@ def table(self:LayerStats)->list: # In order of execution
     for r in calls: r.mean,r.std = next(values),next(values)
     for r in calls:
         if r.std_after is not None: r.std_after = float(r.std_after)
-    return [_speaking(rows) for rows in self.calls.values()]
+    return [_speaking(rows, self.speaks.get(n)) for n,rows in self.calls.items()]
 
 # %% ../nbs/05_stats.ipynb #109de370
 class _Hists(LayerStats):
@@ -193,7 +194,7 @@ class _Hists(LayerStats):
 
     def hook(self, m, i, o):
         o,n = first_values(o),self.names[m]
-        if o is None or n in self.hists or not o.is_floating_point() or not o.numel(): return
+        if not has_moments(o) or n in self.hists or not o.is_floating_point() or not o.numel(): return
         with torch._C.DisableTorchFunction():
             inside = o.float().clamp(-self.lim, self.lim)
             self.hists[n] = torch.histc(inside, self.bins, -self.lim, self.lim)/o.numel()

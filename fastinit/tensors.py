@@ -119,13 +119,13 @@ def read_all(
 _whole = {o.itemsize:o for o in (torch.int64,torch.int32,torch.int16,torch.uint8)}
 
 def _words(a, b):
-    "The bits of `a` and `b`, as vectors of the widest whole numbers that fit their places in memory: the quickest to compare"
+    "The bits of `a` and `b`, as vectors of the widest whole numbers that fit their places in memory, quick to compare"
     whole = _whole[math.gcd(8, a.nbytes, *(t.storage_offset()*t.itemsize for t in (a,b)))]
     return flat(a).view(whole),flat(b).view(whole)
 
 def checksum(
     t:Tensor, # Any shape
-)->int|None: # The same for the same bits, in any order of memory and on any device; None for a sparse tensor and its like
+)->int|None: # The same for the same bits, in any order of memory, on any device; None for sparse tensors and the like
     "A number that is another one, all but surely, where any value of `t` is."
     t = t.detach()
     if t.layout!=torch.strided or t.is_nested or t.is_quantized: return None

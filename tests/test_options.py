@@ -1,5 +1,5 @@
 "LSUV's options and what it says: errors, notes, warnings, the columns of the report"
-import inspect, math
+import inspect, math, re
 import numpy as np, pandas as pd, pytest, torch
 import torch.nn.functional as F
 from torch import nn
@@ -119,7 +119,7 @@ def test_layers_that_do_not_get_there():
     assert str(w[0].message)==f"2 layers did not reach std 1 within 0.001 (first: 0, at {r['0']['std_after']:.3g} after its activation)" and w[0].filename==__file__
     assert r.df[r.df.type=='Linear'].converged.tolist()==[False,False,True]
     with pytest.warns(UserWarning) as w: lsuv_(nn.Sequential(nn.Linear(30,5).half()), x.half(), std=3., tol=1e-9) # less than 16 bits can tell
-    assert [str(o.message) for o in w]==['1 layer did not reach std 3 within 1e-09 (first: 0, at 3)']
+    assert len(w)==1 and re.fullmatch(r'1 layer did not reach std 3 within 1e-09 \(first: 0, at (2.99|3.00)\d*\)', str(w[0].message))
 
 @pytest.mark.parametrize('tol,ok', [(1e-3,True), (1e-9,False)])
 def test_tolerance(tol, ok):

@@ -509,7 +509,7 @@ def test_an_embedding_has_a_weight():
     net,i = nn.Sequential(nn.Embedding(50,16), nn.Linear(16,4)),torch.randint(0, 50, (8,6))
     nn.init.normal_(net[0].weight, std=.02)
     r = true(net, i)
-    assert r['0'].status=='vanishing' and r.advice.startswith('1 vanishing (0): LSUV scales an embedding only if it is named in `layers=`')
+    assert r['0'].status=='vanishing' and r.advice.startswith('1 vanishing (0): an embedding is initialized only if it is named in `layers=`')
     all_ok(true(net, i, layers=(nn.Embedding,nn.Linear)), '0', '1')
 
 def test_weights_that_are_in_no_layer():
@@ -536,3 +536,35 @@ def test_messages():
         fails(ValueError, 'near: 0, 2', lsuv_, net, x, layers='zzz')
         fails(ValueError, 'chooses none; it has Linear', lsuv_, net, x, layers=[nn.Conv2d])
         fails(KeyError, "no layer 'typo'", lambda: init_stats(net, x)['typo'])
+
+def test_a_constant_first_call_in_channels():
+    "The row is that of the call that was corrected, though the first has a spread over the channels"
+    class Cell(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.i,self.h,self.o = nn.Linear(8,8),nn.Linear(8,8),nn.Linear(8,3)
+        def forward(self, x):
+            h = x.new_zeros(len(x), 8)
+            for t in range(3): h = torch.tanh(self.i(x[:,t])+self.h(h))
+            return self.o(h)
+    torch.manual_seed(0)
+    m,seen = Cell(),[]
+    x = torch.randn(32,3,8)
+    r = lsuv_(m, x, center='channel')
+    m.h.register_forward_hook(lambda m,i,o: seen.append(o.std().item()))
+    with torch.no_grad(): m(x)
+    assert r['h']['std']==pytest.approx(seen[1], rel=1e-4)==pytest.approx(1, abs=0.02) and abs(seen[0]-seen[1])>0.1
+
+def test_zero_weight_with_a_bias():
+    "A normalization that begins at 0, as fastai's with a bias of 0.001, is so by design"
+    m = nn.Sequential(nn.Linear(20,8), nn.BatchNorm1d(8))
+    m[1].weight.data.zero_()
+    m[1].bias.data.fill_(1e-3)
+    for r in (init_stats(m, torch.randn(16,20)), lsuv_(m, torch.randn(16,20))): assert list(r.df.status)==['ok','zero'] and not r.advice
+
+@pytest.mark.parametrize('at', ['layer','activation'])
+def test_off_by_rounding(at):
+    "Not for want of a scale, and in digits that show it"
+    m = nn.Sequential(nn.Linear(20,64), nn.Linear(64,64), nn.Linear(64,5)).bfloat16()
+    with pytest.warns(UserWarning, match=r'did not reach std 1 within 1e-05 \(first: \w, at (0.9|1.0)\d+\)'): r = lsuv_(m, torch.randn(64,20).bfloat16(), at=at, tol=1e-5)
+    assert 'off target' in r.advice and 'the std does not follow the weight alone' in r.advice

@@ -39,7 +39,7 @@ def test_best_table():
     t = best_table(RES)
     assert list(t.best_lr)==[1e-2,1e-3,1e-3] # of equals the smallest
     assert np.allclose(t['mean'], [.81,.6,.1]) and list(t['min'])==[.8,.6,.1] and list(t['max'])==[.82,.6,.1] and list(t.seeds)==[2,2,2]
-    assert list(t.trains_at)==['0.01','none','none'] and list(best_table(RES, share=0.7).trains_at)==['0.001 0.01','0.001','none']
+    assert list(t.good_lrs)==['0.01','none','none'] and list(best_table(RES, share=0.7).good_lrs)==['0.001 0.01','0.001','none']
 
 def test_mean_not_median():
     t = best_table(results({'a': {1e-3:[.1,.5,.6], 1e-2:[.45,.45,.45]}}))

@@ -1,5 +1,5 @@
 "Build the site to _docs/ from the notebooks, without Quarto."
-import ast, base64, hashlib, html, json, os, re, shutil, subprocess, sys
+import ast, base64, hashlib, html, importlib, inspect, json, os, re, shutil, subprocess, sys
 from pathlib import Path
 import yaml
 from latex2mathml.converter import convert
@@ -52,6 +52,27 @@ def signature(m):
     for _,o,_ in params: o.annotation = None
     return '\n'.join([f'```python\n{head}{ast.unparse(args)})\n```', '', '::: {.arguments}', '', *table, '', ':::'])
 
+def documented(name):
+    "What the heading `name` speaks of, such as `InitReport.summary`; None if it is not fastinit's"
+    head,_,tail = name.replace('\\', '').partition('.')
+    owner = next((vars(m)[head] for k,m in sys.modules.items() if k.startswith('fastinit') and head in vars(m)), None)
+    return inspect.getattr_static(owner, tail, None) if tail and owner is not None else owner
+
+def entry(md):
+    "The documentation of one name: a class as such, a property as what it is, the words in upright letters"
+    if not (name := re.search(r'^### (\S+)', md, re.M)): return md
+    what,about = documented(name[1]),md
+    if inspect.isclass(what): about = about.replace('```python\ndef ', '```python\nclass ', 1)
+    if isinstance(what, property):
+        about = re.sub(r'```python\ndef (\w+)\(\)(?:->([^\n:]*))?:?(?: # ([^\n]*))?\n```', prop, about)
+    about = re.sub(r'(?<=```\n\n)\*(.+)\*$', r'\1', about, flags=re.M) # of several lines only the first would lean
+    return about.replace(f'### {name[1]}', '### '+name[1].replace('__', r'\_\_'), 1)
+
+def prop(m):
+    "A property: its name, type and meaning"
+    meaning = f': {m[3]}' if m[3] else ''
+    return f'`{m[1]}`, a property' + (f', `{as_written(m[2])}`' if m[2] else '') + meaning
+
 def document_arguments(f):
     "In the notebook `f`, the arguments of each documented function as a table; each chart once"
     nb = json.loads(f.read_text())
@@ -61,7 +82,7 @@ def document_arguments(f):
             page = ''.join(o.get('data', {}).get('text/html', ''))
             if charts and 'init-report' in page: o['data']['text/html'] = re.sub('<img[^>]*>', '', page) # the cell shows them already
             md = ''.join(o.get('data', {}).get('text/markdown', ''))
-            if md: o['data']['text/markdown'] = re.sub(r'```python\n((?:def|class) .*?)\n```', signature, md, flags=re.S)
+            if md: o['data']['text/markdown'] = re.sub(r'```python\n((?:def|class) .*?)\n```', signature, entry(md), flags=re.S)
     f.write_text(json.dumps(nb))
 
 def stage(cache, site):
@@ -216,6 +237,7 @@ def search(out):
 def main():
     os.chdir(root)
     cfg,site,out = get_config(),root/'_proc_site',root/'_docs'
+    for k in ('fastinit.all','fastinit.article'): importlib.import_module(k) # for what is documented
     refresh_quarto_yml()
     _build_modidx()
     stage(proc_nbs(n_workers=0, force=True), site)

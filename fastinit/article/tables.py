@@ -52,9 +52,9 @@ def accuracy_table(
 # %% ../../nbs/24_article_tables.ipynb #e0b4be59
 def best_table(
     results:pd.DataFrame, # As `run_experiment` gives it
-    share:float=0.9, # A scheme trains at a rate if it reaches this share of the best accuracy of all there
-)->pd.DataFrame: # A row a scheme: best lr, mean, min and max of the accuracy there, and the rates at which it trains
-    "The best learning rate of each scheme, what it gives after the last epoch, and the rates at which it trains at all."
+    share:float=0.9, # A rate is a good one if the scheme reaches this share of the best accuracy in the table with it
+)->pd.DataFrame: # A row a scheme: best lr, mean, min and max of the accuracy there, seeds, and all good rates
+    "The best learning rate of each scheme, what it gives after the last epoch, and the rates that are nearly as good as any."
     g = last_epoch(results).groupby(['scheme','lr']).accuracy.agg(['mean','min','max','count'])
     rows = {}
     for k in results.scheme.unique():
@@ -62,7 +62,7 @@ def best_table(
         d = d[d['count']==d['count'].max()] # rates of an unfinished run would be chosen by luck
         ok = d.index[d['mean']>=share*g['mean'].max()]
         best = d['mean'].idxmax() # of equals the smallest
-        rows[k] = dict(best_lr=best, **d.loc[best], trains_at=' '.join(f'{o:g}' for o in ok) or 'none')
+        rows[k] = dict(best_lr=best, **d.loc[best], good_lrs=' '.join(f'{o:g}' for o in ok) or 'none')
     res = pd.DataFrame(rows).T.rename(columns={'count':'seeds'}).rename_axis('scheme')
     return res.infer_objects().astype({'seeds':int})
 

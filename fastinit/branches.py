@@ -113,8 +113,8 @@ def is_used_elsewhere(self:_Graph, node, add):
     "Does what `node` gives reach the model's output other than through `add`?"
     seen,todo = {add},[node]
     while todo:
-        users = self.users.get(todo.pop(), [])
-        if not users: return True
+        users = self.users.get(o := todo.pop(), [])
+        if not users or o in self.outs: return True
         todo += [o for o in users if o not in seen]
         seen.update(users)
     return False
@@ -145,7 +145,7 @@ def terms(self:_Graph, node, streams):
 @patch
 def branches(self:_Graph, outs):
     "Name of the layer that ends each branch → (does a normalization follow it?, the operation that adds it)"
-    res,streams,ends = {},{},set()
+    res,streams,ends,self.outs = {},{},set(),set(outs)
     nodes = self.walk(outs)
     for add in filter(_is_sum, nodes):
         a,b = _inputs(add)

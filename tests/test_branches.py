@@ -245,3 +245,17 @@ def test_callback():
     learn = synth_learner(cbs=InitCallback('lsuv_residual'), model=nn.Sequential(nn.Linear(1,8), Block(8,'plain'), Block(8,'plain'), nn.Linear(8,1)))
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     assert learn.init.report['1.b']['std']==0 and learn.init.report['1.b']['status']=='zero' # silent until the first step
+
+class Autoencoder(nn.Module):
+    "Gives its error beside what it makes of the input"
+    def __init__(self):
+        super().__init__()
+        self.enc,self.dec = nn.Sequential(nn.Linear(20,8), nn.ReLU()),nn.Linear(8,20)
+    def forward(self, x):
+        y = self.dec(self.enc(x))
+        return ((y-x)**2).mean(),y
+def test_an_error_is_no_branch():
+    m = Autoencoder()
+    assert residual_branches(m, torch.randn(8,20))=={}
+    lsuv_residual_(m, torch.randn(64,20))
+    assert m.dec.weight.any()

@@ -222,14 +222,19 @@ def test_no_markup_is_left_as_text(site):
         assert not found, f'{f.name}: {found[0]}'
 
 def test_what_a_page_has(site):
-    "Previous and next, source, edit and report links, a footer, a card for who shares it; the sidebar begins with the reference"
+    "Previous and next, source, edit and report links, a footer, a card for who shares it; the sidebar begins with the how-tos"
     for f in site.glob('*.html'):
         text = f.read_text()
         for mark in ('page-navigation','nav-footer','Edit this page','View source','Report an issue','property="og:title"','twitter:card'): assert mark in text, f'{f.name}: {mark}'
     page = (site/'lsuv.html').read_text()
     assert '/blob/main/nbs/11_lsuv.ipynb' in page and '/edit/main/nbs/11_lsuv.ipynb' in page
     sidebar = re.findall('class="menu-text">([^<]*)<', page[page.index('id="quarto-sidebar"'):])
-    assert sidebar[:5]==['fastinit','Reference','Callbacks','LSUV','The report'] and sidebar.index('probe')>sidebar.index('Internals')
+    assert sidebar[:3]==['fastinit','How to','Choose a scheme'] and sidebar.index('probe')>sidebar.index('Internals')
+    k = sidebar.index('Reference')
+    assert sidebar[k:k+4]==['Reference','Callbacks','The report of a Learner','LSUV']
+    reference = (site/'callback.html').read_text()
+    assert re.search(r'class(<[^>]*>|\s)*LSUVCallback', reference) and not re.search(r'def(<[^>]*>|\s)*LSUVCallback', reference)
+    assert 'a property, <code>str</code>' in (site/'report.html').read_text()
     assert {'Kaiming and other schemes','Charts','Choosing layers','Residual branches'} < set(sidebar[:sidebar.index('How to')])
 
 def test_arguments(site):

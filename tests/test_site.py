@@ -235,7 +235,7 @@ def test_what_a_page_has(site):
     reference = (site/'callback.html').read_text()
     assert re.search(r'class(<[^>]*>|\s)*LSUVCallback', reference) and not re.search(r'def(<[^>]*>|\s)*LSUVCallback', reference)
     assert 'a property, <code>str</code>' in (site/'report.html').read_text()
-    assert {'Kaiming and other schemes','Charts','Choosing layers','Residual branches'} < set(sidebar[:sidebar.index('How to')])
+    assert {'Kaiming and other schemes','Charts','Choosing layers','Residual branches'} < set(sidebar[k:sidebar.index('Internals')])
 
 def test_arguments(site):
     "A table of arguments, with types as people write them"

@@ -32,8 +32,8 @@ def is_transposed(m): # transformers' linear layer, of GPT-2 and others: its wei
     library = sys.modules.get('transformers.pytorch_utils')
     return library is not None and isinstance(m, library.Conv1D)
 
-def is_affine(m): return isinstance(m, affine_types) or is_transposed(m)
-def is_known(m): return is_affine(m) or isinstance(m, recurrent_types)
+def is_affine(m): return isinstance(m, affine_types) or is_transposed(m) # affine in its weight
+def is_known(m): return is_affine(m) or isinstance(m, recurrent_types) # initialized by default
 #: What `layers=` takes: types, dotted names, modules, a list of such, a function of (name, module), or None
 LayerChoice = type|str|nn.Module|Callable|Iterable|None
 

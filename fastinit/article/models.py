@@ -116,7 +116,7 @@ def init_reports(
     schemes:Iterable, # Names in `inits`
     seed:int=0, # Of the weights and the batch
 )->dict: # Name → `InitReport`, its activations included
-    "What each start makes of the model, before training."
+    "What each initialization makes of the model, before training."
     res = {}
     for k in schemes:
         set_seed(seed, reproducible=True)

@@ -111,7 +111,8 @@ def draw(
     why = cannot_ask(dl)
     if why: raise NotYet(f'the training DataLoader cannot be asked for a batch without a trace: {why}')
     if isinstance(dl, (list,tuple)): return first(dl)
+    if isinstance(dl, DataLoader) and dl.n is not None and not len(dl): return None
     try: other = _anew(dl) if isinstance(dl, DataLoader) else _twin(dl)
     except Exception as e: raise NotYet(f'the training DataLoader cannot be made anew: {e}') from e
     if not isinstance(dl, DataLoader): return first(other)
-    return None if other.n is not None and not len(other) else other.one_batch()
+    return other.one_batch()

@@ -67,7 +67,7 @@ statuses = {
     'pretrained': Status('pretrained', _forced),
     'frozen': Status('frozen', 'weights kept; to initialize all the same, unfreeze, or `force=True`'),
     'shared': Status('shared', 'another module has the weight or bias too, and decides: look at the std below'),
-    'not called': Status('not called', 'pass a batch that reaches it; if its weight is used by name, initialize by hand'),
+    'not called': Status('not called', 'pass a batch that reaches it; initialize by hand what is used by name'),
     'unsupported parametrization': Status('unsupported parametrization', 'scale the weight before it is parametrized'),
     'unsupported output': Status('unsupported output', 'such an output cannot be scaled: initialize by hand'),
     'not affine': Status('not affine', 'the output is not proportional to the weight: initialize by hand'),

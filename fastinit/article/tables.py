@@ -54,7 +54,7 @@ def best_table(
     results:pd.DataFrame, # As `run_experiment` gives it
     share:float=0.9, # A rate is a good one if the scheme reaches this share of the best accuracy in the table with it
 )->pd.DataFrame: # A row a scheme: best lr, mean, min and max of the accuracy there, seeds, and all good rates
-    "The best learning rate of each scheme, what it gives after the last epoch, and the rates that are nearly as good as any."
+    "The best learning rate of each scheme, what it gives after the last epoch, and all rates that are good."
     g = last_epoch(results).groupby(['scheme','lr']).accuracy.agg(['mean','min','max','count'])
     rows = {}
     for k in results.scheme.unique():

@@ -180,8 +180,8 @@ def table(self:LayerStats)->list: # In order of execution
     "A `Row` per layer, of its first call that has a spread, with mean and std read from the device"
     calls = [r for rows in self.calls.values() for r in rows]
     values = iter(read_all(v for r in calls for v in (r.mean,r.std)))
-    for r in calls: r.mean,r.std = next(values),next(values)
     for r in calls:
+        r.mean,r.std = next(values),next(values)
         if r.std_after is not None: r.std_after = float(r.std_after)
     return [_speaking(rows, self.speaks.get(n)) for n,rows in self.calls.items()]
 

@@ -32,6 +32,8 @@ def _quiet():
         yield
     plt.close('all')
 
+def find(learn, n): learn.lr_find(num_it=n, start_lr=1e-9, end_lr=1e-8, show_plot=False, suggest_funcs=())
+
 # Trained with any optimizer
 
 OPTS = dict(sgd=SGD, sgd_wd=partial(SGD, wd=0.1), momentum=partial(SGD, mom=0.9), adam=Adam, rms=RMSProp,
@@ -46,13 +48,12 @@ def test_trained(tmp_path, opt, between):
     with learn.no_logging():
         if between=='validate': learn.validate()
         if between=='another optimizer': learn.create_opt()
-        if between=='lr_find': learn.lr_find(num_it=6, start_lr=1e-9, end_lr=1e-8, show_plot=False)
+        if between=='lr_find': find(learn, 6)
     n_it = len(learn.recorder.lrs)
     with pytest.warns(UserWarning, match='3 loaded'): fit(learn, 1, 0., cbs=LSUVCallback())
     assert n_it==(6 if between=='lr_find' else 0 if between=='validate' else 8)
     assert same(trained, weights(learn.model))
 
-def find(learn, n): learn.lr_find(num_it=n, start_lr=1e-9, end_lr=1e-8, show_plot=False, suggest_funcs=())
 @pytest.mark.parametrize('opt', ['sgd','adam','torch_SGD'])
 @pytest.mark.parametrize('then', ['nothing','validate','new optimizer','no optimizer'])
 @pytest.mark.parametrize('n', [4,20]) # iterations: half an epoch, and more than two

@@ -138,7 +138,7 @@ class Correction:
         if n not in self.todo: return
         if not has_moments(o): self.left[n] = 'unsupported output'
         elif scaled_param(layer) is not self.weights[n]: self.left[n] = 'not affine' # as in `functional_call`
-        elif self.owner(n)!=n: self.left[n] = 'shared'
+        elif self.owner(n)!=n: self.left[n] = 'tied'
         if n in self.left: self.todo.remove(n)
         elif o is not None and o.numel(): return self.first_call(n, partial(rerun, m, args, kwargs), o)
 

@@ -67,6 +67,7 @@ statuses = {
     'pretrained': Status('pretrained', _forced),
     'frozen': Status('frozen', 'weights kept; to initialize all the same, unfreeze, or `force=True`'),
     'shared': Status('shared', 'another module has the weight or bias too, and decides: look at the std below'),
+    'tied': Status('tied', 'its weight is that of an earlier layer, which was brought to the target: look at the std below'),
     'not called': Status('not called', 'pass a batch that reaches it; initialize by hand what is used by name'),
     'unsupported parametrization': Status('unsupported parametrization', 'scale the weight before it is parametrized'),
     'unsupported output': Status('unsupported output', 'such an output cannot be scaled: initialize by hand'),
@@ -155,6 +156,7 @@ def by_status(self:InitReport)->dict: # Status → names of the layers, the wors
 _unscaled = 'LSUV scaled nothing there: put a normalization layer after it, or scale what comes before by hand'
 _by_type = {
     'Norm':'a normalization gives what its weight and its running statistics make of its input: look at those',
+    'Scale|Affine':'a factor that starts small by design, such as a LayerScale, needs nothing: training lets it grow',
     '^Embedding':'an embedding is initialized only if it is named in `layers=`; or put a normalization layer after it'}
 _at_its_limit = "the activation needs so large an input; one like tanh is saturated there: use std=0.6, or at='layer'"
 _no_scale = "no scale of the layer gives the target std after its activation: use another activation, or at='layer'"
@@ -234,7 +236,7 @@ def warn_left(
     stacklevel:int=3, # As in `warnings.warn`
 )->None:
     "One warning for what was left alone against the user's likely wish."
-    if not (why := groupby([(r,n) for n,r in left.items() if r!='zero'], 0, 1)): return
+    if not (why := groupby([(r,n) for n,r in left.items() if r not in ('zero','tied')], 0, 1)): return
     remedy = '. `force=True` initializes all the same' if {'frozen','loaded','pretrained'} & set(why) else ''
     warnings.warn('left alone: ' + '; '.join(short_list(ns, r) for r,ns in why.items()) + remedy, stacklevel=stacklevel)
 

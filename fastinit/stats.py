@@ -256,11 +256,12 @@ def backward_pass(model):
 def _backward(model, loss_func, xb, yb, ps):
     "One forward and one backward pass that leaves no gradients"
     with backward_pass(model):
-        loss = loss_func(forward(model, *xb), *yb).mean()
-        if not loss.requires_grad:
+        loss = loss_func(forward(model, *xb), *yb)
+        if not (isinstance(loss, Tensor) and loss.requires_grad):
             raise InitError('the loss does not depend on the parameters: '
-                            'look for detach() or no_grad() in the model and the loss')
-        torch.autograd.grad(loss, ps, allow_unused=True)
+                            'look for detach(), item() or no_grad() in the model and the loss')
+        try: torch.autograd.grad(loss.mean(), ps, allow_unused=True)
+        except RuntimeError as e: raise InitError(f'the backward pass failed: {e}. The model is as it was') from e
 
 def layer_grads(
     model:nn.Module, # Any model; stays bit-identical, its gradients too
@@ -271,7 +272,7 @@ def layer_grads(
     include_paramless:bool=False, # Also the modules without parameters, such as ReLU?
 )->pd.Series: # Dotted name → std of the gradient of the loss at the layer's output
     """The size of the gradient at every layer's output, in one forward and one backward pass; changes nothing.
-    Raises `InitError` if the loss does not depend on the parameters."""
+    Raises `InitError` if the loss does not depend on the parameters, or has no backward pass."""
     model,xb,yb = unwrap(model),as_tuple(xb),as_tuple(yb)
     with probing(check_model(model), *xb), require_grad(model, True) as ps, _Grads(model, include_paramless) as s:
         _backward(model, loss_func, xb, yb, ps)

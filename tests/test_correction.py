@@ -123,7 +123,7 @@ def test_shared_weights_have_one_owner():
             self.b.weight = nn.Parameter(self.a.weight.data[:15])
         def forward(self, x): return self.b(self.a(x)),self.c(x)
     c,(b,own) = corrected(Tied(), x)
-    assert c.left=={'b':'shared'} and set(c.done)=={'a','c'} and own.std().item()==pytest.approx(1., rel=1e-5)
+    assert c.left=={'b':'tied'} and set(c.done)=={'a','c'} and own.std().item()==pytest.approx(1., rel=1e-5)
 
 def test_outputs_that_cannot_be_corrected():
     class Whole(nn.Linear):

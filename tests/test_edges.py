@@ -407,7 +407,7 @@ def test_silent_is_said_of_what_is_silent(x):
     m = branched(lambda s,h: s.b(torch.relu(s.a(h))))
     m.b.weight = m.a.weight
     r = lsuv_residual_(m, x)
-    assert r['b'].status=='shared' and r.notes[0]=='no residual branch ends in a layer that is initialized'
+    assert r['b'].status=='tied' and r.notes[0]=='no residual branch ends in a layer that is initialized'
 
 GATED = {'sigmoid': lambda s,h: s.b(torch.relu(s.a(h)))*torch.sigmoid(s.g(h)), 'gate first': lambda s,h: F.hardsigmoid(s.g(h))*s.b(h),
          'softmax': lambda s,h: s.b(s.a(h))*s.g(h).softmax(-1), 'SiLU by hand': lambda s,h: (lambda z: z*torch.sigmoid(z))(s.b(s.a(h)))}

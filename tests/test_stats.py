@@ -182,7 +182,19 @@ def test_no_gradient_at_all():
     class Cut(nn.Linear):
         def forward(self, x): return super().forward(x).detach()
     with pytest.raises(InitError) as e: layer_grads(Cut(30,5), lambda o,y: o.sum(), x, None)
-    assert str(e.value)=='the loss does not depend on the parameters: look for detach() or no_grad() in the model and the loss'
+    assert str(e.value)=='the loss does not depend on the parameters: look for detach(), item() or no_grad() in the model and the loss'
+
+def test_a_loss_that_is_a_number():
+    with pytest.raises(InitError, match='the loss does not depend on the parameters'):
+        layer_grads(nn.Linear(30,5), lambda o,y: o.sum().item(), x, None)
+
+def test_no_backward_pass():
+    class InPlace(nn.Linear):
+        def forward(self, x): return super().forward(x).sigmoid().exp().add_(1).log().mul_(2).exp_().mul_(3)
+    m = InPlace(30,5)
+    before = m.weight.detach().clone()
+    with pytest.raises(InitError, match='^the backward pass failed: one of the variables .* in.?place'): layer_grads(m, lambda o,y: o.sum(), x, None)
+    assert torch.equal(m.weight, before) and m.weight.grad is None
 
 def test_gradients_of_a_recurrent_layer_and_of_half_precision():
     m = nn.Sequential(nn.Flatten(1), nn.Linear(30,4).bfloat16())

@@ -73,7 +73,7 @@ def test_weights_that_share_memory(how):
     assert net[2].weight.data_ptr()==w.data_ptr()
     r = true(net, x)
     all_ok(r, '0', '4')
-    assert r['2'].status=='shared'
+    assert r['2'].status=='tied'
 
 def test_a_users_hook_changes_the_output():
     net = nn.Sequential(nn.Linear(30,30), nn.Linear(30,30), nn.Linear(30,5))

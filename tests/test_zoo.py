@@ -187,7 +187,7 @@ def test_zoo(library, name):
     worst = max([abs(seen[n].std().item()-1) for n in done.layer], default=0.)
     assert worst<=1e-3, report
     left = status[[n for n in seen if n not in set(done.layer)]]
-    reasons = ['zero','shared','not affine','unsupported parametrization'] + ['dead']*(name in NO_SIGNAL)
+    reasons = ['zero','shared','tied','not affine','unsupported parametrization'] + ['dead']*(name in NO_SIGNAL)
     assert left.isin(reasons).all(), left # every layer that was called is right, or named with its reason
     assert not (set(status.index[status.eq('not called')]) & set(seen))
     row = dict(model=name, library=library, layers=len(report), scaled=len(done), worst=worst,

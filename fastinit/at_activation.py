@@ -264,9 +264,9 @@ class AfterActivation(LayerStats):
         self.next.expect(self.calls[self.names[m]][-1], v)
 
     def found(self, row, o, act):
-        "Keep the std of what `act` makes of `o`"
+        "Keep mean and std of what `act` makes of `o`"
         f = act.forward if isinstance(act, nn.Module) else act
-        row.std_after = self.moments(f(o.clone()))[0]
+        row.std_after,row.mean_after = self.moments(f(o.clone()))
 
     def __enter__(self):
         self.next.__enter__()

@@ -9,10 +9,8 @@ __all__ = ['lsuv_', 'lsuv_residual_']
 
 # %% ../nbs/11_lsuv.ipynb #b286db5d
 from fastai.basics import *
-from fastai.callback.hook import has_params
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
 from operator import attrgetter
 from typing import Any
 from .tensors import *
@@ -28,6 +26,7 @@ from .schemes import *
 from .branches import *
 from .correction import *
 from .at_activation import *
+from .passes import *
 
 # %% ../nbs/11_lsuv.ipynb #f221a8df
 def _is_scale(v): return v in (None,'auto') or isinstance(v, (int,float)) and v>=0
@@ -92,100 +91,6 @@ def _correction(model, layers, acts, std, center, at, tol, max_iter, **kwargs):
     kind = ChannelCorrection if center=='channel' else Correction
     return kind(layers, Moments(), std, **kwargs)
 
-# %% ../nbs/11_lsuv.ipynb #d3a1520b
-class _Passes:
-    "The forward passes of LSUV, each from the same state of the model; what `fix` left alone gets its weights back"
-    def __init__(self, model, xb, fix, saved, new_stats, tol, probe):
-        store_attr()
-        self.n = 0 # how many there were
-        self.layer_params = {n:params_of(m) for n,m in fix.layers.items()}
-
-    def run(self, *contexts):
-        "One pass within `contexts`"
-        if self.n: self.probe.rewind()
-        self.n += 1
-        with ExitStack() as stack:
-            for c in contexts: stack.enter_context(c)
-            forward(self.model, *self.xb)
-        done = [p for n,ps in self.layer_params.items() if n in self.fix.done for p in ps]
-        left = [p for n,ps in self.layer_params.items() if n not in self.fix.done for p in ps]
-        if left: self.saved.restore(but=done, only=left)
-
-    def measure(self):
-        "The rows of what every layer gives now"
-        stats = self.new_stats()
-        stats.speaks = self.fix.speaks
-        self.run(stats)
-        return self.look(stats)
-
-# %% ../nbs/11_lsuv.ipynb #6f6580ea
-def _check_finite(rows):
-    for r in rows:
-        if math.isfinite(r.mean) and math.isfinite(r.std): continue
-        if not has_params(r.module): continue # a mask of −inf, say, is meant so; what it does to layers shows there
-        raise InitError(f'{r.layer} ({r.type}) gives values that are not finite: look for NaN or inf in the batch '
-                        'and in the weights, or for values too large for the dtype. The model is as it was')
-
-@patch
-def look(self:_Passes, stats):
-    "The rows of `stats`, with what was done to each layer and how far it is off, relative to its target"
-    fix = self.fix
-    rows = with_status(stats, fix.std, fix.pool, fix.targets)
-    _check_finite(rows)
-    for r in rows:
-        r.step = fix.done.get(r.layer)
-        if r.step is None or r.layer in fix.constant and not r.has_spread: continue
-        if fix.targets: r.target = fix.target(r.layer)
-        r.off = self.distance(r.layer, ifnone(r.std_after, r.std))
-        r.converged = r.off <= self.tol
-        if r.converged and r.std_after and r.status=='vanishing': r.status = 'ok' # as before a sine of w0·z
-    return rows
-
-@patch
-def distance(self:_Passes, n, std):
-    "How far `std` is from the target of the layer called `n`, relative to that"
-    target = self.fix.target(n)
-    return abs(std-target)/(target or 1.)
-
-@patch
-def off(self:_Passes, rows):
-    "Names of the layers to correct again"
-    done = [r for r in rows if r.off is not None and r.layer not in self.fix.stuck and r.has_spread]
-    return [r.layer for r in done if self.is_bad(r.layer, r.off, r.mean)]
-
-@patch
-def is_bad(self:_Passes, n, off, mean):
-    "Is the layer called `n` to be corrected, its std `off` its target, relative to that, and its mean `mean`?"
-    return off>self.tol/2 or self.fix.zero_mean(n) and abs(mean)>0.02*max(self.fix.target(n), 1e-3)
-
-@patch
-def is_off(self:_Passes, n, std, mean):
-    "The same by its std"
-    return self.is_bad(n, self.distance(n, std), mean)
-
-# %% ../nbs/11_lsuv.ipynb #d3a1520c
-def _no_single_value(fix):
-    "Raise for a layer that gave one value in all"
-    for n,(_,_,count) in fix.waiting.items():
-        if count>1: continue
-        raise InitError(f'{n} ({type(fix.layers[n]).__name__}) gives a single value on this batch, which has no std: '
-                        'use a larger batch, or, if it gives one whatever the batch, freeze it or choose without it')
-
-def _corrected(passes, verify, rounds=6):
-    "Correct, measure, and repeat for the layers that are off; the rows of the last pass"
-    fix = passes.fix
-    stats = [] if verify else [passes.new_stats(known=fix.given)]
-    passes.run(*stats, fix) # whose hooks come first
-    _no_single_value(fix)
-    if not verify: return passes.look(*stats)
-    rows = passes.measure()
-    for _ in range(rounds):
-        off = passes.off(rows)
-        if not off: break
-        passes.run(fix.again(off, passes.saved, passes.is_off))
-        rows = passes.measure()
-    return rows
-
 # %% ../nbs/11_lsuv.ipynb #25b08253
 _columns = dict(mean_before='mean_before', std_before='std_before', scale='change.scale', shift='change.shift')
 
@@ -215,7 +120,7 @@ def _warn_slow(rows, std, tol, stacklevel=3):
     slow = [r for r in rows if r.converged is False]
     if not slow: return
     r = slow[0]
-    now,aim = ifnone(r.std_after, r.std),f'{ifnone(r.target, std):g}'
+    now,aim = r.aimed,f'{ifnone(r.target, std):g}'
     where = f'at {now:.3g}' if f'{now:.3g}'!=aim else f'at {now:.6g}' # else it would say that it is there
     if r.std_after is not None: where += ' after its activation'
     text = f"{len(slow)} layer{'s'*(len(slow)>1)} did not reach std {aim} within {tol:g} (first: {r.layer}, {where})"
@@ -265,8 +170,8 @@ def lsuv_(
             if pre is not None and (drawn := with_matrix(todo)): run_scheme(pre, model, drawn, *xb)
             pool.share(params)
             with probing(model, *xb, but=params) as probe:
-                passes = _Passes(model, xb, fix, saved, new_stats, tol, probe)
-                rows = _corrected(passes, verify)
+                passes = Passes(model, xb, fix, saved, new_stats, tol, probe)
+                rows = passes.correct(verify)
             pool.close()
             notes = branch_notes(fix.done) + (_plain_subs(acts) if center else [])
             if not verify: notes.append(_predicted)

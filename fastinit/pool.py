@@ -76,9 +76,12 @@ class Pool:
         "The table of all processes together"
         if self.size==1: return rows
         self.exchange('the table', details=[r.layer for r in rows])
-        mine = [[math.prod(r.shape), r.std, r.mean] for r in rows]
+        def _after(v): return math.nan if v is None else v
+        mine = [[math.prod(r.shape), r.std, r.mean, _after(r.std_after), _after(r.mean_after)] for r in rows]
         parts = self.gather(torch.tensor(mine, dtype=torch.double, device=self.device))
-        for r,*p in zip(rows, *parts): r.std,r.mean = pooled(p)
+        for r,*p in zip(rows, *parts):
+            r.std,r.mean = pooled([(n,std,mean) for n,std,mean,*_ in p])
+            if r.std_after is not None: r.std_after,r.mean_after = pooled([(n,*after) for n,_,_,*after in p])
         return rows
 
     def close(self)->None:

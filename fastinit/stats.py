@@ -120,8 +120,14 @@ class Row:
     status:str = '' # A key of `statuses`
     step:Any = None # What LSUV did to the layer
     std_after:float|None = None # Of what the activation makes of the output, where that is to be at the target
+    mean_after:float|None = None # Likewise
     off:float|None = None # How far its std is then from the target, relative to that
     converged:bool|None = None # Is that within the tolerance?
+
+    @property
+    def aimed(self)->float: # That after the activation, where there is one
+        "The std that is to be at the target"
+        return ifnone(self.std_after, self.std)
 
     @property
     def has_spread(self)->bool: # Else the output is constant, to rounding
@@ -182,7 +188,7 @@ def table(self:LayerStats)->list: # In order of execution
     values = iter(read_all(v for r in calls for v in (r.mean,r.std)))
     for r in calls:
         r.mean,r.std = next(values),next(values)
-        if r.std_after is not None: r.std_after = float(r.std_after)
+        if r.std_after is not None: r.std_after,r.mean_after = read_all([r.std_after, r.mean_after])
     return [_speaking(rows, self.speaks.get(n)) for n,rows in self.calls.items()]
 
 # %% ../nbs/05_stats.ipynb #109de370

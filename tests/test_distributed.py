@@ -39,7 +39,7 @@ def try_lsuv(rank, size, case):
     hooks = lambda: sum(len(m._forward_hooks)+len(m._forward_pre_hooks) for m in model.modules())
     before,error,df,n = {k:v.clone() for k,v in model.state_dict().items()},None,None,hooks()
     center = 'channel' if case=='channel' else True
-    try: df = lsuv_(model, x, pre='kaiming', at=at, center=center).df[['layer','mean','std','status']]
+    try: df = lsuv_(model, x, pre='kaiming', at=at, center=center).df.filter(['layer','mean','std','std_after','status','converged'])
     except InitError as e: error = str(e)
     same = all(torch.equal(v, before[k]) for k,v in model.state_dict().items())
     return dict(weights=model.state_dict(), x=x, error=error, same=same, df=df, hooks=hooks()-n)
@@ -68,6 +68,7 @@ def test_one_model_of_the_whole_batch(request, group, case):
     for r in res[1:]:
         assert all(torch.equal(v, res[0]['weights'][k]) for k,v in r['weights'].items() if k.endswith(('weight','bias','sub')))
         assert r['df'].equals(res[0]['df'])
+    assert res[0]['df'].converged.dropna().all() # told of all parts together
     model = make_acts() if case=='acts' else make()
     model.load_state_dict(res[0]['weights'])
     model.eval()

@@ -63,10 +63,18 @@ def test_channels_of_both():
     assert Pool().channels('0', 1, 2., m)==(2., m)
 
 def test_table_of_both():
-    rows = [SimpleNamespace(layer=k, shape=(5,10), std=o.std().item(), mean=o.mean().item()) for k,o in (('0',A), ('1',A*2))]
-    theirs = torch.tensor([[70, o.std(), o.mean()] for o in (B, B*2)], dtype=torch.double)
-    got = Two(same, lambda t: theirs).together(rows)
-    assert [r.layer for r in got]==['0','1'] and [r.std for r in got]==pytest.approx([ALL.std().item(), 2*ALL.std().item()]) and [r.mean for r in got]==pytest.approx([ALL.mean().item(), 2*ALL.mean().item()])
+    def moments(o): return o.std().item(),o.mean().item()
+    def row(k, o, after=None):
+        "The second has an activation"
+        res = SimpleNamespace(layer=k, shape=(5,10), std_after=None, mean_after=None)
+        res.std,res.mean = moments(o)
+        if after is not None: res.std_after,res.mean_after = moments(after)
+        return res
+    nan = float('nan')
+    theirs = torch.tensor([[70, *moments(B), nan, nan], [70, *moments(B*2), *moments(B.relu())]], dtype=torch.double)
+    got = Two(same, lambda t: theirs).together([row('0', A), row('1', A*2, A.relu())])
+    assert [r.layer for r in got]==['0','1'] and [(r.std,r.mean) for r in got]==[pytest.approx(moments(ALL)), pytest.approx(moments(ALL*2))]
+    assert got[0].std_after is None and (got[1].std_after,got[1].mean_after)==pytest.approx(moments(ALL.relu()))
     one = [SimpleNamespace(std=1.)]
     assert Pool().together(one) is one
 

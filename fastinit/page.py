@@ -14,6 +14,7 @@ import base64, html, io
 import matplotlib.pyplot as plt
 from matplotlib._pylab_helpers import Gcf
 from . import __version__
+from .status import *
 from .report import *
 from .plot import *
 from .watched import *

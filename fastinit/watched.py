@@ -15,6 +15,7 @@ from collections.abc import Iterable,Sequence
 from .tensors import *
 from .pool import *
 from .stats import *
+from .status import *
 from .report import *
 from .looks import *
 from .plot import *

@@ -6,7 +6,8 @@ from PIL import Image
 import fastinit.page
 from fastinit.plot import few_colors, plot_depth, plot_grads, plot_hists, plot_init_stats, plot_lr_range, plot_metrics, plot_side_by_side, save_png, scheme_colors, thinned
 from fastinit.looks import legend_below
-from fastinit.report import InitReport, statuses
+from fastinit.report import InitReport
+from fastinit.status import statuses
 
 @pytest.fixture(autouse=True)
 def _closed():

@@ -72,9 +72,11 @@ def test_what_cannot_be_reached_keeps_the_first_correction():
             self.a,self.b = nn.Linear(30,30,bias=False),nn.Linear(30,5)
         def forward(self, x): return self.b(self.a(x/self.a.weight.std()))
     torch.manual_seed(0)
-    m = Net()
+    m,calls = Net(),[]
+    m.register_forward_hook(lambda *_: calls.append(1))
     with pytest.warns(UserWarning, match='did not reach std 1'): r = lsuv_(m, x, pre=None)
-    assert not r['a'].converged
+    assert not r['a'].converged and r['a'].scale==pytest.approx(1/r['a'].std_before, rel=1e-5)
+    assert len(calls)==6 # it was tried once in a pass, once outside of it
     assert stds(m)['a']==pytest.approx(r['a']['std'], rel=1e-5) and 0.01<r['a'].scale<100
     assert stds(m)['b']==pytest.approx(r['b']['std'], rel=1e-5)
 

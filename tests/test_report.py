@@ -6,7 +6,8 @@ from fastai.basics import deepcopy
 import fastinit.page
 from fastinit.all import *
 from fastinit.plot import plot_grads, plot_hists, plot_init_stats
-from fastinit.report import call_notes, statuses, with_steps
+from fastinit.report import call_notes, with_steps
+from fastinit.status import remedy_for, statuses
 from fastinit.stats import Row
 from fastinit.watched import Watched
 
@@ -93,11 +94,17 @@ def test_words_for_one_and_for_many():
     r = report('0', ['frozen'])
     assert r.advice=='1 frozen (0): weights kept; to initialize all the same, unfreeze, or `force=True`'
     assert report('02', ['loaded']*2).advice=='2 loaded (0, 2): weights kept; `force=True` initializes all the same'
-    off = report('0', converged=False)
-    for o in (*[s.remedy for s in statuses.values()], *(setattr(off, 'at', at) or off.remedy('off target') for at in ('layer','activation'))):
-        assert not re.search(r'\b(they|them|their)\b', o), o
-    r = lsuv_(nn.Sequential(nn.Linear(8,8), nn.Tanh()), torch.randn(64,8), at='activation')
-    assert not re.search(r'\b(they|them|their)\b', r.remedy('exploding'))
+    rows = [dict(type=t, **did) for t in ('Linear','BatchNorm2d','Embedding','LayerScale') for did in ({}, dict(scale=np.nan), dict(scale=2.), dict(scale=2., std_after=1.))]
+    texts = {remedy_for(s, row, scheme, at) for s in statuses for row in rows for scheme in ('','kaiming') for at in ('layer','activation')}
+    for o in texts: assert not re.search(r'\b(they|them|their)\b', o), o
+    assert len(texts)==20
+
+def test_remedies_by_what_the_layer_is():
+    "Those of one status have a line for each thing to do"
+    r = report('0123', ['vanishing']*4, types=['LayerScale','Linear','LayerNorm','Linear'], scheme='kaiming')
+    assert [l.split(':')[0] for l in r.advice.splitlines()]==['2 vanishing (1, 3)','1 vanishing (2)','1 vanishing (0)'] # what needs nothing last
+    assert [ns for ns in r.remedies('vanishing').values()]==[['0'],['1','3'],['2']] and r.remedies('ok')=={}==r.remedies('typo')
+    assert report('0', ['exploding'], scale=2.).remedies('exploding').keys()=={remedy_for('off target', {})} # LSUV did scale it
 
 @pytest.mark.parametrize('n,last', [(3,None), (4,'and so did 1 other layer'), (5,'and so did 2 other layers')])
 def test_layers_that_give_something_else_in_each_call(n, last):

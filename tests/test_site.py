@@ -55,6 +55,11 @@ def test_links(site):
             elif u.fragment and to in pages and unquote(u.fragment) not in pages[to].ids: bad.append(f'{f.name}: no anchor for {l}')
     assert not bad, '\n'.join(bad)
 
+def test_source_links(site):
+    "Each to a line of the module"
+    links = [l for f in site.glob('*.html') for l in Page(f).links if '/blob/main/fastinit/' in l]
+    assert len(links)>200 and all(re.search(r'[.]py#L[1-9]\d*$', l) for l in links), [l for l in links if 'None' in l]
+
 def test_nothing_from_elsewhere(site):
     "No script, style, font or image is fetched from another host: the site works offline"
     for f in site.rglob('*.html'): assert not [a for a in Page(f).assets if urlsplit(a).scheme in ('http','https')], f.name

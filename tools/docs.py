@@ -44,10 +44,11 @@ def signature(m):
     source = lambda node: ast.unparse(node) if node else ''
     params = parameters(args)
     last = {o.lineno:o for _,o,_ in params} # of a line; the comment there is on it
-    meaning = lambda o: cell(about[o.lineno]) if last[o.lineno] is o else ''
+    words = lambda text: re.sub(r"'(\w*)'", r"`'\1'`", cell(text)) # to be copied: no curly quotes
+    meaning = lambda o: words(about[o.lineno]) if last[o.lineno] is o else ''
     rows = [f'| {code(n)} | {code(as_written(source(o.annotation)))} | {code(source(d))} | {meaning(o)} |' for n,o,d in params]
     result = as_written(gives.partition('->')[2].strip(' :'))
-    if result: rows.append(f'| *returns* | {code(result)} | | {cell(about_result)} |')
+    if result: rows.append(f'| *returns* | {code(result)} | | {words(about_result)} |')
     table = ['| Argument | Type | Default | Meaning |', '|---|---|---|---|', *rows]
     for _,o,_ in params: o.annotation = None
     return '\n'.join([f'```python\n{head}{ast.unparse(args)})\n```', '', '::: {.arguments}', '', *table, '', ':::'])
@@ -62,6 +63,7 @@ def entry(md):
     "The documentation of one name: a class as such, a property as what it is, the words in upright letters"
     if not (name := re.search(r'^### (\S+)', md, re.M)): return md
     what,about = documented(name[1]),md
+    if 'LNone' in md: about = md.replace('LNone', f'L{inspect.getsourcelines(inspect.unwrap(what))[1]}') # of a docstring in several lines
     if inspect.isclass(what): about = about.replace('```python\ndef ', '```python\nclass ', 1)
     if isinstance(what, property):
         about = re.sub(r'```python\ndef (\w+)\(\)(?:->([^\n:]*))?:?(?: # ([^\n]*))?\n```', prop, about)

@@ -1,4 +1,4 @@
-"""What every layer gave over the first training steps: table, sentence and picture
+"""What every layer gave over the first training steps: table, sentence and chart
 
 Docs: https://fastinit.github.io/fastinit/watched.html.md"""
 

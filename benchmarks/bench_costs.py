@@ -136,7 +136,8 @@ def draw(df):
     share,units = (df.measured/df.limit).clip(lower=0),df.unit.fillna('') # a file has no empty text
     ax = plt.subplots(figsize=(10,0.36*len(df)+1), layout='constrained')[1]
     ax.barh(range(len(df)), share, color=['#009E73' if o else '#D55E00' for o in df.reached])
-    for i,r in df.iterrows(): ax.text(share[i], i, f' {r.measured:.3g} of {r.limit:.3g} {units[i]}', va='center', fontsize=9)
+    white = dict(facecolor='white', edgecolor='none', pad=0.5) # over the line at the limit
+    for i,r in df.iterrows(): ax.text(share[i]+0.02, i, f'{r.measured:.3g} of {r.limit:.3g} {units[i]}', va='center', fontsize=9, bbox=white)
     ax.set_yticks(range(len(df)), df.what, fontsize=9); ax.invert_yaxis(); ax.margins(x=0.42, y=0.01)
     ax.axvline(1, color='0.5', ls='--', lw=1); ax.set_xlabel('measured ÷ the limit that was set beforehand')
     save_png(ax.figure, here/'costs.png', dpi=110)

@@ -81,7 +81,7 @@ def test_summary_table():
     assert list(row.index)==['trained on','kaiming','nobody','seeds'] and row.nobody=='missing' and row.seeds==3
     assert row.kaiming.startswith(f"{float(best['mean']):.3f} (") and row.kaiming.endswith(f' at {best.best_lr:g}')
     assert summary_table({'five layers':folder}, ['nobody']).seeds.item()==0
-    assert '--out benchmarks/article/simple_digits`' in read_results(folder)[1]
+    assert '--out benchmarks/article/simple_digits</code>' in read_results(folder)[1]
 
 @pytest.mark.parametrize('runs,cpu_s,words', [(1,4.,('1 run','4 seconds of CPU time')), (1,0.34,('1 run','0.34 seconds of CPU time')), (2,0.5,('2 runs','1 second of CPU time')),
     (3,20.,('3 runs','1 minute of CPU time')), (12,44.,('12 runs','9 minutes of CPU time'))])

@@ -227,9 +227,10 @@ def teardown_module():
     for (lib,d),c in zip(df.groupby('library', sort=False), ['#009E73','#0072B2','#D55E00','#CC79A7']):
         axs[0].scatter(d.scaled, d.worst.clip(lower=1e-8), s=14, color=c, alpha=0.8, label=f'{lib} ({len(d)})')
         axs[1].scatter(d.forward, d.ratio, s=14, color=c, alpha=0.8)
-    axs[0].axhline(1e-3, color='0.5', ls='--', lw=1)
+    for ax,v,what in ((axs[0],1e-3,'tol of lsuv_'), (axs[1],1,'one forward pass')):
+        ax.axhline(v, color='0.5', ls='--', lw=1)
+        ax.text(0.02, v, what, va='bottom', fontsize=9, color='0.35', transform=ax.get_yaxis_transform())
     axs[0].set(yscale='log', xscale='log', xlabel='layers scaled (log scale)', ylabel='worst |std − 1| of a layer (log scale)', title=f'{len(df)} architectures')
     axs[0].legend(fontsize=9, frameon=False)
-    axs[1].axhline(1, color='0.5', ls='--', lw=1)
     axs[1].set(xscale='log', xlabel='seconds of one forward pass (log scale)', ylabel='time of lsuv_ ÷ one forward pass', title='best of up to 3 runs each', ylim=0)
     save_png(axs[0].figure, out/'zoo.png', dpi=110)

@@ -11,6 +11,7 @@ __all__ = ['last_epoch', 'balanced', 'whole_seeds', 'accuracy_table', 'best_tabl
 # %% ../../nbs/24_article_tables.ipynb #ff416ec8
 from fastai.vision.all import *
 from collections.abc import Iterable
+from html import escape
 from .settings import *
 
 # %% ../../nbs/24_article_tables.ipynb #0ef0ef72
@@ -98,7 +99,7 @@ def spent(
 
 def read_results(
     path:str|Path, # Folder that `fastinit-article` filled
-)->tuple: # (results, a sentence on what made them)
+)->tuple: # (results, Markdown on what made them, the commands folded)
     "The results of an earlier run; raises `FileNotFoundError` where there are none."
     path,made_by = Path(path),read_run(path)[1]
     df = pd.read_csv(result_file(path, 'results.csv'), float_precision='round_trip')
@@ -108,10 +109,11 @@ def read_results(
         return f"{n} thread{'s' if n>1 else ''}" + (f" of {o['processor']}" if 'processor' in o else '')
     def _each(f): return ' and '.join(dict.fromkeys(map(f, made_by)))
     out = '/'.join(path.parts[-3:])
-    commands = ', '.join(dict.fromkeys(f"`{o['command']} --out {out}`" for o in made_by))
+    commands = '<br>'.join(dict.fromkeys(f"<code>{escape(o['command'])} --out {out}</code>" for o in made_by))
     of_seeds = f"seed{'s' if len(seeds)>1 else ''} {', '.join(map(str, seeds))}"
     return df,(f"{runs}, {of_seeds}; {cost}, {_each(_machine)}; "
-               f"torch {_each(itemgetter('torch'))}, fastai {_each(itemgetter('fastai'))}. Made by {commands}")
+               f"torch {_each(itemgetter('torch'))}, fastai {_each(itemgetter('fastai'))}. "
+               f'<details class="made-by"><summary>Made by</summary>{commands}</details>')
 
 # %% ../../nbs/24_article_tables.ipynb #2017cac5
 def best_difference(

@@ -147,7 +147,8 @@ def _power(before, now):
 def scale_outside(self:Passes, row, power):
     "Scale the layer of `row`, whose std goes with that power of the scale"
     target,step = self.fix.target(row.layer),row.step
-    change = Affine((target/row.aimed)**(1/power) if target and row.aimed else 1.)
+    ratio = (target/row.aimed)**(1/power) if target and row.aimed else 1.
+    change = Affine(min(1e3, max(1e-3, ratio))) # a step further could overflow
     change.on_(self.fix.layers[row.layer])
     self.fix.done[row.layer] = replace(step, change=step.change.then(change))
 

@@ -115,7 +115,7 @@ def grid(self:Watched,
 # %% ../nbs/16_watched.ipynb #1dbede34
 _verbs = {'not finite after exploding':'exploded and gone to NaN or inf', 'not finite':'gone to NaN or inf',
           'dead':'died', 'exploding':'exploded', 'vanishing':'vanished'}
-_too_large = 'exploding','not finite'
+_too_large,_too_small = ('exploding','not finite'),('vanishing','dead')
 
 def _layer_changes(status):
     "(status, first step, last step if it is over) of what is wrong with one layer, from its status by step"
@@ -125,9 +125,11 @@ def _layer_changes(status):
     same = large if large[-1] else [o==now for o in status] # what explodes may end as NaN: one spell, which began there
     start = len(same) - (same[::-1].index(False) if False in same else len(same))
     if not fine: yield now + (' after exploding' if now!=status[start]=='exploding' else ''),steps[start],None
-    if large[-1] or True not in large: return
-    first = large.index(True)
-    yield status[first],steps[first],steps[large.index(False, first)-1]
+    small = [o in _too_small for o in status] if fine and status[0] in _too_small else [] # later ones are noise
+    for bad in (large, small): # what is over
+        if True not in bad or bad[-1]: continue
+        first = bad.index(True)
+        yield status[first],steps[first],steps[bad.index(False, first)-1]
 
 @patch(as_prop=True)
 def changes(self:Watched)->pd.DataFrame: # layer, status, first and last: the steps in which it began and ended, if it did
@@ -140,18 +142,20 @@ def changes(self:Watched)->pd.DataFrame: # layer, status, first and last: the st
 
 @patch(as_prop=True)
 def summary(self:Watched)->str: # Such as 'after 50 steps 3 layers of 56 have vanished (first: 4.0, at step 12)'
-    "How many layers are not well at the last step, or exploded in between, and which was the first, in one sentence"
+    "How many layers are not well at the last step, or were not before, and which was the first, in one sentence"
     n,parts,changes = len(self.layers),[],self.changes
     for (over,kind),df in changes.groupby([changes['last'].notna(), 'status'], sort=False):
         r,some = df.iloc[0],len(df)>1
         of = f" {'layers' if some else 'layer'} of {n}" if not parts else ''
-        verb = f"had {_verbs[kind]} in between" if over else f"{'have' if some else 'has'} {_verbs[kind]}"
-        parts.append(f"{len(df)}{of} {verb} (first: {r.layer}, {_when(r)})")
+        verb = f"had {_verbs[kind]} {'at first' if r['first']==1 else 'in between'}" if over else f"{'have' if some else 'has'} {_verbs[kind]}"
+        parts.append(f"{len(df)}{of} {verb} (first: {r.layer}, {_when(r, over)})")
     steps = f"after {len(self)} {'step' if len(self)==1 else 'steps'} "
     if parts: return steps + ', '.join(parts)
     return steps + f"{f'none of {n} layers has' if n!=1 else 'the one layer has not'} vanished, exploded or died"
 
-def _when(change): return 'from the start' if change['first']==1 else f"at step {change['first']}"
+def _when(change, over=False):
+    if change['first']>1: return f"at step {change['first']}"
+    return f"until step {change['last']}" if over else 'from the start'
 
 @patch
 def __repr__(self:Watched): return self.summary

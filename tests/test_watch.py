@@ -187,6 +187,7 @@ class Break(Callback):
 def relus(n=4): return nn.Sequential(*[o for i in range(n) for o in (nn.Linear(12 if i==0 else 24, 24), nn.ReLU())], nn.Linear(24,2))
 def small(m): m[4].weight.mul_(1e-4); m[4].bias.mul_(0)
 def big(m): m[4].weight.mul_(1e4)
+def unsmall(m): m[4].weight.mul_(1e4)
 def undo(m): m[4].weight.div_(1e4)
 def die(m): m[2].bias.fill_(-1e3)
 def nan(m): m[2].weight[0,0] = math_nan
@@ -199,6 +200,7 @@ math_nan = float('nan')
     (dict(step5=big), '3 layers of 5 have exploded (first: 4, at step 5)'),
     (dict(step2=nan), 'layers of 5 have gone to NaN or inf (first: 2, at step 2)'),
     (dict(step3=big, step5=undo), 'had exploded in between (first: 4, at step 3)'),
+    (dict(step1=small, step4=unsmall), '3 layers of 5 had vanished at first (first: 4, until step 3)'),
     (dict(), 'after 6 steps none of 5 layers has vanished, exploded or died')])
 def test_the_step_at_which_it_happened(at, said):
     learn = learner(relus(), cbs=[LSUVCallback(watch=6), Break(**at)])

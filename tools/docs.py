@@ -201,6 +201,15 @@ def images(out):
         text = re.sub(r'(<img[^>]*?)src="data:image/png;base64,([^"]*)"', image, f.read_text())
         f.write_text(re.sub(r'<img [^>]*>', shown, text))
 
+def printed(out):
+    "In what a cell printed, sentences wrap; a table of columns falls apart if it does, and scrolls"
+    def line(text): return text if re.search(r'\S {2,}\S', text) else f'<span class="prose">{text or " "}</span>'
+    def shown(m):
+        lines = [line(o) for o in m[2].split('\n')]
+        return m[1] + re.sub(r'(?<=</span>)\n|\n(?=<span)', '', '\n'.join(lines)) + m[3] # a block starts a line of its own
+    for f in out.glob('*.html'):
+        f.write_text(re.sub(r'(<div class="cell-output[^>]*>\s*<pre><code>)([^<]*)(</code></pre>)', shown, f.read_text()))
+
 def captions(out):
     "Code in the captions of pictures, which are taken for plain text"
     def code(m): return re.sub('`([^`]*)`', r'<code>\1</code>', m[0])
@@ -252,6 +261,7 @@ def main():
     pictures(out)
     tables(out)
     images(out)
+    printed(out)
     captions(out)
     sources(out)
     search(out)

@@ -236,7 +236,7 @@ def test_what_a_page_has(site):
     sidebar = re.findall('class="menu-text">([^<]*)<', page[page.index('id="quarto-sidebar"'):])
     assert sidebar[:3]==['fastinit','How to','Choose a scheme'] and sidebar.index('probe')>sidebar.index('Internals')
     k = sidebar.index('Reference')
-    assert sidebar[k:k+4]==['Reference','Callbacks','The report of a Learner','LSUV']
+    assert sidebar[k:k+4]==['Reference','Callbacks','Learner.init_report','LSUV']
     reference = (site/'callback.html').read_text()
     assert re.search(r'class(<[^>]*>|\s)*LSUVCallback', reference) and not re.search(r'def(<[^>]*>|\s)*LSUVCallback', reference)
     assert 'a property, <code>str</code>' in (site/'report.html').read_text()

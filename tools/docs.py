@@ -75,9 +75,24 @@ def prop(m):
     meaning = f': {m[3]}' if m[3] else ''
     return f'`{m[1]}`, a property' + (f', `{as_written(m[2])}`' if m[2] else '') + meaning
 
+def text_alone(cells):
+    "`cells`, where the code that a text leads to is not shown: no colon, no heading with nothing below it"
+    def heading(text): return len(re.match('#*', text)[0])
+    res = []
+    for c in reversed(cells):
+        text,below = ''.join(c['source']).rstrip(),res[-1] if res else None
+        if c['cell_type']=='markdown' and (below is None or below['cell_type']=='markdown'):
+            *rest,last = text.split('\n')
+            level = heading(last)
+            if level>1 and below and 0<heading(''.join(below['source']))<=level: text = '\n'.join(rest).rstrip()
+            c['source'] = [re.sub(':$', '.', text)]
+        if text: res.append(c)
+    return res[::-1]
+
 def document_arguments(f):
     "In the notebook `f`, the arguments of each documented function as a table; each chart once"
     nb = json.loads(f.read_text())
+    nb['cells'] = text_alone(nb['cells'])
     for c in nb['cells']:
         charts = [o for o in c.get('outputs', []) if 'image/png' in o.get('data', {})]
         for o in c.get('outputs', []):

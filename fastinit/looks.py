@@ -16,7 +16,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 # %% ../nbs/12_looks.ipynb #10ca0002
-_palette = ['#661100','#DDCC77','#44AA99','#CC6677','#117733','#88CCEE','#6699CC','#000000'] # none of a known scheme but black
+_palette = ['#661100','#DDCC77','#44AA99','#CC6677','#117733','#88CCEE','#6699CC','#000000'] # of no known scheme
 
 _known = dict(default='#E69F00', kaiming='#0072B2', lsuv='#009E73', normal='#D55E00', xavier='#CC79A7',
               orthogonal='#56B4E9', lsuv_uncentered='#000000', lsuv_orthogonal='#882255', lsuv_activation='#999933',

@@ -57,7 +57,7 @@ class Watched:
         return {**self.__dict__, 'steps':steps, 'losses':list(self.loss)}
 
     def add(self,
-        rows:dict, # Dotted name → type, shape, mean, std, near_zero, grad_std of a layer in this step, in order of execution
+        rows:dict, # Dotted name → type, shape, mean, std, near_zero, grad_std of a layer, in order of execution
         loss:float|Tensor, # Of this step
         scale:float|Tensor=1., # What the loss was multiplied by on the way to the gradients
         pool:Pool|None=None, # Of several processes
@@ -132,7 +132,7 @@ def _layer_changes(status):
         yield status[first],steps[first],steps[bad.index(False, first)-1]
 
 @patch(as_prop=True)
-def changes(self:Watched)->pd.DataFrame: # layer, status, first and last: the steps in which it began and ended, if it did
+def changes(self:Watched)->pd.DataFrame: # layer, status, first and last: the steps in which it began and ended
     "What went wrong in which layer, and when; first what still is so at the last step, the worst kind first"
     of = {n:{} for n in self.layers} # status by step, of the steps in which it was called
     for step,n,status in zip(self.df.step.tolist(), self.df.layer, self.df.status): of[n][step] = status
@@ -144,11 +144,13 @@ def changes(self:Watched)->pd.DataFrame: # layer, status, first and last: the st
 def summary(self:Watched)->str: # Such as 'after 50 steps 3 layers of 56 have vanished (first: 4.0, at step 12)'
     "How many layers are not well at the last step, or were not before, and which was the first, in one sentence"
     n,parts,changes = len(self.layers),[],self.changes
-    for (over,kind),df in changes.groupby([changes['last'].notna(), 'status'], sort=False):
+    is_over = changes['last'].notna()
+    for (over,kind,_),df in changes.groupby([is_over, 'status', is_over & changes['first'].eq(1)], sort=False):
         r,some = df.iloc[0],len(df)>1
         of = f" {'layers' if some else 'layer'} of {n}" if not parts else ''
-        verb = f"had {_verbs[kind]} {'at first' if r['first']==1 else 'in between'}" if over else f"{'have' if some else 'has'} {_verbs[kind]}"
-        parts.append(f"{len(df)}{of} {verb} (first: {r.layer}, {_when(r, over)})")
+        had,when = 'have' if some else 'has','' # still so
+        if over: had,when = 'had',' at first' if r['first']==1 else ' in between'
+        parts.append(f"{len(df)}{of} {had} {_verbs[kind]}{when} (first: {r.layer}, {_when(r, over)})")
     steps = f"after {len(self)} {'step' if len(self)==1 else 'steps'} "
     if parts: return steps + ', '.join(parts)
     return steps + f"{f'none of {n} layers has' if n!=1 else 'the one layer has not'} vanished, exploded or died"
@@ -162,8 +164,8 @@ def __repr__(self:Watched): return self.summary
 
 # %% ../nbs/16_watched.ipynb #b8b4be2f
 def _picture(ax, ratio, gone, names, most, title):
-    """log10 of `ratio`, layer × step: blue is too small, red too large, black not finite (`gone`), grey exactly 0 or not
-    recorded; at most so many `names` beside it"""
+    """log10 of `ratio`, layer × step: blue is too small, red too large, black not finite (`gone`), grey exactly 0 or
+    not recorded; at most so many `names` beside it"""
     with np.errstate(divide='ignore'): v = np.log10(ratio.to_numpy())
     v = np.where(gone | np.isposinf(v), 3, np.where(np.isfinite(v), v.clip(-2, 2), np.nan))
     cmap = plt.get_cmap('RdBu_r').with_extremes(over='black', bad='0.8')

@@ -106,7 +106,8 @@ def _act(twin, cb, event):
     if not does(cb, event): return
     names = event_names(cb, event) or set()
     if names & _contexts: raise NotYet(f'{cb} enters a context')
-    if event=='before_batch' and names & {'model','opt'}: raise NotYet(f'{cb} uses the model, perhaps to hook it')
+    parts = {n for n,_ in twin.model.named_children()} # which a Learner and its callbacks reach by name
+    if event=='before_batch' and names & {'model','opt',*parts}: raise NotYet(f'{cb} uses the model, perhaps to hook it')
     try:
         with redirect_stdout(StringIO()): cb(event) # it will say it again
     except Exception as e: raise NotYet(f'{cb} changes the batch, and fails before training begins: {e}') from e

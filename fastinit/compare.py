@@ -102,7 +102,10 @@ def _copied(learn):
         if isinstance(v, Tensor) and v.grad_fn is not None: memo[id(v)] = v.detach().clone()
     for v in (v for cb in cbs for v in vars(cb).values()):
         if type(v).__module__.startswith('accelerate.'): memo[id(v)] = _with_own_lists(v)
-    state,cbs = deepcopy((state, cbs), memo)
+    def _anew(o, what):
+        try: return deepcopy(o, memo)
+        except Exception as e: raise ValueError(f'{what} cannot be copied, for a training of its own: {e}') from e
+    state,cbs = _anew(state, 'the model or its loss'),[_anew(cb, f'callback {cb.name}') for cb in cbs]
     dls = copy(learn.dls)
     dls.loaders = [_fresh(dls.train), *dls.loaders[1:]]
     vars(new).update(state, lock=threading.Lock(), opt=None, cbs=L(), _metrics=L(), dls=dls)
@@ -220,6 +223,17 @@ def plot_stats(self:InitComparison,
     return list(axs.flat)
 
 # %% ../nbs/19_compare.ipynb #23c922ed
+def _rates(learn, steps, lr, lrs, seeds):
+    "The learning rates to train at; raises `TypeError` or `ValueError` for what makes no training"
+    if not (isinstance(steps, int) and isinstance(seeds, int)) or steps<0 or seeds<1:
+        raise ValueError(f'steps={steps!r}, seeds={seeds!r}: must be whole numbers, 0 and 1 at least')
+    if not (lr is None or lrs is None): raise ValueError('both lr and lrs were given: pass one of them')
+    if not steps and not (lr is lrs is None and seeds==1): raise ValueError('lr, lrs and seeds go with `steps`')
+    rates = [ifnone(lr, learn.lr)] if lrs is None else [lrs] if isinstance(lrs, (Real,slice,str)) else list(lrs)
+    if not rates or not all(isinstance(o, (Real,slice)) for o in rates):
+        raise ValueError(f'lr={lr!r}, lrs={lrs!r}: pass learning rates, numbers or slices')
+    return rates
+
 def _check_plotting(kwargs, steps):
     "Raise `TypeError` or `ValueError` before hours of training for what the chart does not take after it"
     inspect.signature(plot_init_stats).bind_partial({}, **kwargs)
@@ -244,17 +258,15 @@ def compare_inits(self:Learner,
     with the same batches. Model, optimizer, data order and random state stay as they are.
     Raises `TypeError` or `ValueError` before it starts if one of `inits` is none."""
     inits,layers,draws = _named_inits(inits),reusable(layers),rank_distrib()==0
-    if steps<0 or seeds<1: raise ValueError(f'steps={steps}, seeds={seeds}: must be 0 and 1 at least')
-    if lr is not None and lrs is not None: raise ValueError('both lr and lrs were given: pass one of them')
+    rates = _rates(self, steps, lr, lrs, seeds)
     _check_plotting(kwargs, steps)
     shown = draws and 'progress' in vars(self)
     if not steps:
         reports = _compare_on_a_batch(self, inits, layers, include_paramless, shown)
         if draws: plot_init_stats(reports, **kwargs)
         return reports
+    check_model(self.model)
     cbs = {n: o if isinstance(o, InitCallback) else InitCallback(o, layers=layers) for n,o in inits.items()}
-    one = lrs is not None and not isinstance(lrs, Iterable)
-    rates = [lrs] if one else list(ifnone(lrs, [])) or [self.lr if lr is None else lr]
     res = _compare_by_training(self, cbs, steps, rates, seeds, include_paramless, shown)
     if draws:
         res.plot()
@@ -267,7 +279,6 @@ def _compare_by_training(learn, cbs, steps, lrs, seeds, include_paramless, shown
     runs = [(lr,seed,n) for lr in lrs for seed in range(seeds) for n in cbs]
     bar = progress_bar(range(len(runs)*steps), leave=False) if shown else range(len(runs)*steps)
     ticks,before,after,losses = iter(bar),{},{},[]
-    check_model(learn.model)
     with unmoved_rng():
         for lr,seed,n in runs:
             if shown: bar.comment = f'{n}, rate {lr}'

@@ -10,7 +10,7 @@ __all__ = ['Affine', 'to_target', 'Step', 'rerun', 'Correction', 'ChannelCorrect
 # %% ../nbs/09_correction.ipynb #d1ebe3b5
 from fastai.basics import *
 from collections.abc import Callable,Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass,replace
 from typing import Any
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
@@ -208,7 +208,7 @@ def first_call(self:Correction, n:str, again:Callable, o:Any)->Any:
         return
     self.todo.remove(n)
     if self.saved is not None:
-        bad = n in self.named or self.is_off and self.is_off(n, float(sd), float(_size(mean)))
+        bad = self.is_off(n, float(sd), float(_size(mean))) if self.is_off else n in self.named
         return self.careful(n, again, sd, mean) if bad else self.corrected(n, o, again)
     change = self.correct(n, o, sd, mean)
     self.done[n] = Step(mean, sd, change)
@@ -269,7 +269,7 @@ def careful(self:Correction, n:str, again:Callable, sd:float|Tensor, mean:float|
         was.restore()
         if isinstance(step.change.shift, (float,Tensor)): Affine(1., -step.change.shift).on_(layer)
         self.off_center.add(n)
-        step.change = Affine(step.change.scale)
+        step = replace(step, change=Affine(step.change.scale))
         change,out,after = self.attempt(n, again, *self.moments_of(n, first_values(again())))
     if after>before/2: self.stuck.add(n)
     self.done[n] = Step(step.mean_before, step.std_before, step.change.then(change))

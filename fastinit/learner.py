@@ -15,6 +15,7 @@ from .stats import *
 from .report import *
 from .plot import *
 from .batch import *
+from .trained import *
 
 # %% ../nbs/17_learner.ipynb #1e452c12
 def _grads(learn, xb, yb, **kwargs):
@@ -24,10 +25,22 @@ def _grads(learn, xb, yb, **kwargs):
         if isinstance(e, InitError): raise
         return layer_grads(learn.model, loss_with_callbacks(learn), xb, yb, **kwargs)
 
-def _is_of_another(learn):
-    "Was what is recorded made for a model that has been replaced?"
-    known = vars(learn).get('_init_known')
-    return bool(known) and not any(m in known for m in unwrap(learn.model).modules())
+def _silent(report):
+    "A sentence on layers to which no gradient comes back, where no layer is 0 by design"
+    silent = report.df.layer[report.df.grad_std==0].tolist()
+    if not silent or report.df.status.eq('zero').any(): return []
+    which = short_list(silent, 'layers' if len(silent)>1 else 'layer')
+    return [f'no gradient comes back to {which}: look for dead activations behind']
+
+def _recorded(learn):
+    "The report of an initialization or of a watched fit; None if the model has been replaced since"
+    known = vars(learn).get('_init_known') or vars(learn).get('_init_watched')
+    if known and not any(m in known for m in unwrap(learn.model).modules()): return
+    return vars(learn).get('_init_report')
+
+def _is_now(report, learn):
+    "Is `report` of an initialization, or of a model that has not changed since it was watched?"
+    return bool(report.scheme) or not changed_params(learn.model, vars(learn).get('_init_watched', {}))
 
 @patch
 @delegates(plot_init_stats)
@@ -37,10 +50,11 @@ def init_report(self:Learner,
     hist:bool=False, # Also the histogram of each layer, of the model as it is now
     grads:bool=False, # Also the std of the loss's gradient at each layer, of the model as it is now
     **kwargs
-)->InitReport: # What an initialization recorded before training; else, and with `hist` or `grads`, the model as it is now
+)->InitReport: # What an initialization, or a watched fit, recorded; else, or with `hist` or `grads`, the model as it is
     """Draw mean and std of every layer on one training batch, and return the report.
     The model, its gradients and the data order stay as they are."""
-    report = None if hist or grads or _is_of_another(self) else vars(self).get('_init_report')
+    recorded = None if hist or grads else _recorded(self)
+    report = recorded if recorded is not None and _is_now(recorded, self) else None
     if report is None:
         model,(xb,yb) = check_model(self.model),inputs_targets(self)
         with training_modes(self):
@@ -49,6 +63,8 @@ def init_report(self:Learner,
             if grads:
                 stds = _grads(self, xb, yb, include_paramless=include_paramless)
                 report.df['grad_std'] = report.df.layer.map(stds)
+                report.notes += _silent(report)
+        if recorded is not None: report.watched = recorded.watched
     report.plot(**kwargs)
     if hist: plot_hists(report)
     if grads: plot_grads(report)

@@ -26,23 +26,34 @@ def scheme_colors(
     names:Iterable, # Names of schemes
 )->dict: # Name → colour; the same for a scheme in every chart
     "A colour for each scheme that colour-blind people can tell from the others."
+    names = list(names)
     res = {n:_known[n] for n in names if n in _known}
-    rest = [c for c in _palette if c not in res.values()] or _palette
-    res = {n:res.get(n) or (rest.pop(0) if rest else _palette[-1]) for n in names}
+    rest,others = [c for c in _palette if c not in res.values()],[n for n in names if n not in res]
+    if len(others)>len(rest): rest = [to_hex(c) for c in plt.get_cmap('turbo')(np.linspace(0.05, 0.95, len(others)))]
+    res = {**dict(zip(others, rest)), **res}
+    res = {n:res[n] for n in names}
     ink = to_hex(plt.rcParams['text.color']) # black, but on a dark background
     return {n:ink if c=='#000000' else c for n,c in res.items()}
 
 # %% ../nbs/12_looks.ipynb #10ca0003
 def _elided(name, head): return name if len(name)<=22 else f'{name[:head]}…{name[head-21:]}'
 
+def _initials(name):
+    "The first parts of a dotted `name` by their initial and digits, as many as must be: b.e.l.0.a.self.query"
+    parts = name.split('.')
+    for i,p in enumerate(parts[:-1]):
+        if len('.'.join(parts))<=22: break
+        parts[i] = p if p.isdigit() else re.sub(r'(?<=.)\D', '', p)
+    return _elided('.'.join(parts), 10)
+
 def thinned(
     names:Sequence, # Of layers
     most:int, # How many of them there is room for
 )->tuple: # (positions, short names), for an axis
-    "Which of `names` to write, so that they can be read: long ones without what all begin with, or without a middle."
+    "Which of `names` to write, so that they can be read: long ones without a part, or with initials."
     at = range(0, len(names), max(1, -(-len(names)//most)))
     cut = os.path.commonprefix(names).rfind('.')+1 if len(names)>1 and max(map(len, names))>22 else 0
-    short = [[_elided(n[cut:], head) for n in names] for head in (10,13,16,19,5)]
+    short = [[_elided(n[cut:], head) for n in names] for head in (10,13,16,19,5)] + [[_initials(n) for n in names]]
     return at,max(short, key=lambda o: len(set(o)))[::at.step] # so that they tell the layers apart
 
 # %% ../nbs/12_looks.ipynb #10ca0004

@@ -170,7 +170,7 @@ def lsuv_(
             if pre is not None and (drawn := with_matrix(todo)): run_scheme(pre, model, drawn, *xb)
             pool.share(params)
             with probing(model, *xb, but=params) as probe:
-                passes = Passes(model, xb, fix, saved, new_stats, tol, probe)
+                passes = Passes(model, xb, fix, saved, new_stats, tol, probe, drawn=pre is not None)
                 rows = passes.correct(verify)
             pool.close()
             notes = branch_notes(fix.done) + (_plain_subs(acts) if center else [])

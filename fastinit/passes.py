@@ -13,6 +13,7 @@ from fastai.callback.hook import has_params
 from collections.abc import Callable
 from contextlib import ExitStack,contextmanager
 from dataclasses import replace
+from .tensors import *
 from .layers import *
 from .probe import *
 from .stats import *
@@ -22,8 +23,10 @@ from .correction import *
 # %% ../nbs/10_passes.ipynb #10a00006
 def _since(now, before):
     "What follows the `Affine` called `before` in the one called `now`"
-    scale = now.scale/before.scale if before.scale else 1.
-    return Affine(scale, None if now.shift is None else now.shift - ifnone(before.shift, 0.)*scale)
+    if not before.scale: return Affine()
+    scale = now.scale/before.scale
+    if now.shift is before.shift is None: return Affine(scale)
+    return Affine(scale, ifnone(now.shift, 0.) - ifnone(before.shift, 0.)*scale)
 
 class Passes:
     "The forward passes of LSUV, each from the same state of the model; what `fix` left alone gets its weights back."
@@ -35,19 +38,16 @@ class Passes:
         new_stats:Callable, # Gives the `LayerStats` of one pass
         tol:float, # A std is right within that, relative to its target
         probe:Probe, # Within which all of this takes place
+        drawn:bool=True, # Are the weights others than those in `saved`?
     ):
         store_attr()
         self.n = 0 # how many there were
         self.layer_params = {n:params_of(m) for n,m in fix.layers.items()}
-        self.versions = {n:self.version(n) for n in fix.layers}
+        self.moved = set() # names of the layers whose weights the forward changes itself
 
     def params(self, names):
         "The parameters of the layers called `names`"
         return [p for n in names for p in self.layer_params[n]]
-
-    def version(self, n):
-        "Which tells whether somebody changed the weights of the layer called `n` in place; what LSUV does leaves it"
-        return [p._version for p in self.layer_params[n]]
 
     def run(self, *contexts):
         "One pass within `contexts`"
@@ -61,35 +61,52 @@ class Passes:
 
     @contextmanager
     def unmoved_by_forward(self):
-        "Layers whose weights the forward changes itself, as passes before have shown, get only what `fix` does to them"
-        moved = [n for n,v in self.versions.items() if v!=self.version(n)]
+        "Layers whose weights the forward changes itself get only what `fix` does to them"
         before = {n:s.change for n,s in self.fix.done.items()}
-        with all_or_nothing(self.params(moved), keep=False): yield
-        for n in self.fix.done.keys() & moved:
+        with all_or_nothing(self.params(self.moved), keep=False): yield
+        for n in self.fix.done.keys() & self.moved:
             now,was = self.fix.done[n].change,before.get(n, Affine())
             if now is not was: _since(now, was).on_(self.fix.layers[n])
 
-    def measure(self):
-        "The rows of what every layer gives now"
-        stats = self.new_stats()
+    def measure(self, check=True):
+        "The rows of what every layer gives now; those of a trial need not be finite"
+        stats,before = self.new_stats(),self.first_values()
         stats.speaks = self.fix.speaks
         self.run(stats)
-        return self.look(stats)
+        after = self.first_values()
+        moved = {n for n in after if str(after[n])!=str(before[n])} - self.moved # as text, in which NaN is NaN
+        if not moved: return self.look(stats, check)
+        self.moved |= moved
+        if not self.drawn: self.from_saved(moved)
+        return self.measure(check)
+
+    def first_values(self):
+        "Dotted name → the first value of each parameter: what rescales a weight changes that"
+        ps = {n:[p for p in ps if p.numel()] for n,ps in self.layer_params.items() if n in self.fix.done}
+        values = iter(read_all(p.data[(0,)*p.ndim] for o in ps.values() for p in o))
+        return {n:[next(values) for _ in o] for n,o in ps.items()}
+
+    def from_saved(self, names):
+        "What `fix` did to the layers called `names`, done to the weights that they had at first"
+        self.saved.restore(only=self.params(names))
+        for n in names: self.fix.done[n].change.on_(self.fix.layers[n])
 
 # %% ../nbs/10_passes.ipynb #10a00008
+def _not_finite(rows):
+    "The first row that is not, of a module with parameters: a mask of −inf, say, is meant so"
+    return next((r for r in rows if not math.isfinite(r.mean+r.std) and has_params(r.module)), None)
+
 def _check_finite(rows):
-    for r in rows:
-        if math.isfinite(r.mean) and math.isfinite(r.std): continue
-        if not has_params(r.module): continue # a mask of −inf, say, is meant so; what it does to layers shows there
+    if (r := _not_finite(rows)) is not None:
         raise InitError(f'{r.layer} ({r.type}) gives values that are not finite: look for NaN or inf in the batch '
                         'and in the weights, or for values too large for the dtype. The model is as it was')
 
 @patch
-def look(self:Passes, stats):
+def look(self:Passes, stats, check=True):
     "The rows of `stats`, with what was done to each layer and how far it is off, relative to its target"
     fix = self.fix
     rows = with_status(stats, fix.std, fix.pool, fix.targets)
-    _check_finite(rows)
+    if check: _check_finite(rows)
     for r in rows:
         r.step = fix.done.get(r.layer)
         if r.step is None or r.layer in fix.constant and not r.has_spread: continue
@@ -118,8 +135,9 @@ def is_off(self:Passes, n, std, mean):
 
 @patch
 def off(self:Passes, rows):
-    "Dotted name → row, of the layers to correct again"
+    "Dotted name → row, of the layers to correct again; not those whose activation no scale brings to the target"
     done = [r for r in rows if r.off is not None and r.layer not in self.fix.stuck and r.has_spread]
+    done = [r for r in done if r.step.converged is not False]
     return {r.layer:r for r in done if self.badness(r.layer, r.off, r.mean)>1}
 
 # %% ../nbs/10_passes.ipynb #10a0000a
@@ -131,10 +149,17 @@ def in_vain(self:Passes, before, rows):
     return [n for n,r in before.items() if n in now and _bad(now[n])>0.9*_bad(r)]
 
 @patch
-def go_back(self:Passes, names, was, before):
-    "Weights and steps of the layers called `names` are those in `was` and in the rows `before` again"
-    was.restore(only=self.params(names))
-    self.fix.done.update({n:before[n].step for n in names})
+def state(self:Passes, names):
+    "A function of names that gives those of the layers called `names` the weights back, and what is known of them"
+    fix,was = self.fix,Saved(self.params(names))
+    done,speaks,off_center = dict(fix.done),dict(fix.speaks),set(fix.off_center)
+    def _back(names):
+        was.restore(only=self.params(names))
+        fix.done.update({n:done[n] for n in names})
+        fix.off_center -= set(names) - off_center
+        for n in names: fix.speaks.pop(n, None)
+        fix.speaks.update({n:speaks[n] for n in names if n in speaks})
+    return _back
 
 def _power(before, now):
     "With which power of the scale the std went from the row `before` to `now`; 1 if that is not to be told"
@@ -154,21 +179,25 @@ def scale_outside(self:Passes, row, power):
 
 @patch
 def again(self:Passes, before):
-    "The rows after another correction of the layers in the rows `before`"
-    was = Saved(self.params(before))
+    "(the rows after another correction of the layers in the rows `before`, was one scaled outside of a pass?)"
+    back = self.state(before)
     self.run(self.fix.again(before, self.saved, self.is_off))
-    now = self.measure()
+    now = self.measure(check=False)
+    if _not_finite(now):
+        back([n for n in before if n in self.fix.done])
+        self.fix.stuck.update(before)
+        return self.measure(),False
     vain = self.in_vain(before, now)
-    if not vain: return now
-    powers = {r.layer:_power(before[r.layer], r) for r in now if r.layer in vain}
-    self.go_back(vain, was, before)
-    for n in vain: self.scale_outside(before[n], powers[n])
-    now = self.measure()
-    lost = [n for n in self.in_vain(before, now) if n in vain]
-    if lost==vain: self.fix.stuck.update(lost)
-    if not lost: return now
-    self.go_back(lost, was, before)
-    return self.measure()
+    if not vain: return now,False
+    n = vain[0]
+    power = _power(before[n], next(r for r in now if r.layer==n))
+    back([n])
+    self.scale_outside(before[n], power)
+    now = self.measure(check=False)
+    if not (_not_finite(now) or n in self.in_vain(before, now)): return now,True
+    back([n])
+    self.fix.stuck.add(n)
+    return self.measure(),False
 
 # %% ../nbs/10_passes.ipynb #10a0000c
 def _no_single_value(fix):
@@ -189,8 +218,9 @@ def correct(self:Passes,
     self.run(*stats, fix) # whose hooks come first
     _no_single_value(fix)
     if not verify: return self.look(*stats)
-    rows = self.measure()
-    for _ in range(rounds):
-        if not (off := self.off(rows)): break
-        rows = self.again(off)
+    rows,tries = self.measure(),0
+    for _ in range(4*rounds):
+        if tries==rounds or not (off := self.off(rows)): break
+        rows,outside = self.again(off)
+        tries += not outside # which takes one layer at a time
     return rows

@@ -168,9 +168,11 @@ def plot_hists(
     if len(h)<2: raise ValueError('a histogram needs two bins at least')
     step = h.index[1]-h.index[0]
     im = ax.imshow(np.log10(h.to_numpy().clip(1e-4)), origin='lower', aspect='auto', cmap='viridis', vmin=-4, vmax=0,
-                   extent=(-0.5, h.shape[1]-0.5, h.index[0]-step/2, h.index[-1]+step/2))
+                   interpolation='nearest', extent=(-0.5, h.shape[1]-0.5, h.index[0]-step/2, h.index[-1]+step/2))
     _ticks(ax, list(h))
     ax.set_ylabel('value of the output')
+    bad = np.flatnonzero(h.sum()==0) # NaN is in no bin
+    if len(bad): _mark(ax, bad, 1, 'x', plt.rcParams['text.color'], ax.get_xaxis_transform(), label='not finite'); _legend(ax)
     ax.figure.colorbar(im, label='share of the values (log10)')
     return ax
 
@@ -180,8 +182,8 @@ def plot_grads(
     ax:plt.Axes|None=None, # Axes to draw in
     figsize:tuple|None=None, # Inches; None to fit the number of layers
 )->plt.Axes: # The axes
-    """Std of the loss's gradient at every layer's output, on a log scale; open circles where there is none;
-    raises `ValueError` where none was recorded."""
+    """Std of the loss's gradient at every layer's output, on a log scale; open circles where there is none, crosses
+    where it is not finite; raises `ValueError` where none was recorded."""
     reports = {k:r for k,r in _as_dict(reports).items() if 'grad_std' in r.df}
     if not reports: raise ValueError('no gradients were recorded: `learn.init_report(grads=True)`')
     places = _positions(reports)
@@ -190,9 +192,11 @@ def plot_grads(
         x,y = r.df.layer.map(places),r.df.grad_std
         ax.plot(x, y.where(y>0), color=c, marker='o' if len(y)<=30 else '.', ms=4, lw=1.5, label=k)
         if (y==0).any(): _mark(ax, x[y==0], 0, 'o', c, ax.get_xaxis_transform(), label=f'{k}: none') # as on a log scale
+        bad = ~np.isfinite(y)
+        if bad.any(): _mark(ax, x[bad], 1, 'x', c, ax.get_xaxis_transform(), label=f'{k}: not finite, or not called')
     _ticks(ax, list(places))
-    if any((r.df.grad_std>0).any() for r in reports.values()): ax.set_yscale('log')
-    ax.set_ylabel('std of the gradient (log scale)')
+    if log := any((r.df.grad_std>0).any() for r in reports.values()): ax.set_yscale('log')
+    ax.set_ylabel('std of the gradient' + ' (log scale)'*log)
     ax.grid(alpha=0.25); _legend(ax)
     return ax
 

@@ -193,7 +193,7 @@ def scheme_name(
     if isinstance(scheme, partial):
         options = ', '.join(f'{k}={v!r}' for k,v in scheme.keywords.items())
         return f'{scheme_name(scheme.func)}({options})'
-    return getattr(scheme, '__name__', type(scheme).__name__).rstrip('_')
+    return getattr(scheme, '__name__', type(scheme).__name__).strip('_') # at the front it would hide it from legends
 
 # %% ../nbs/07_schemes.ipynb #46e5011d
 def _parts(f): # A function, and what a `partial` has bound of its options

@@ -93,7 +93,15 @@ def _lr_find_after(self, *args, **kwargs):
     if was_trained(self): self._init_trained = True # nothing else tells after it
     return _lr_find(self, *args, **kwargs)
 
-if not hasattr(_lr_find, '__wrapped__'): Learner.lr_find = _lr_find_after
+_load = Learner.load
+
+@wraps(_load)
+def _load_after(self, *args, **kwargs):
+    finds = 'lr_finder' in vars(self) # which loads what it had saved
+    if isinstance(self.model, nn.Module) and not finds: first_seen(self) # for a callback that comes later
+    return _load(self, *args, **kwargs)
+
+if not hasattr(_lr_find, '__wrapped__'): Learner.lr_find,Learner.load = _lr_find_after,_load_after
 
 # %% ../nbs/15_trained.ipynb #10b05092
 def _first_groups(groups):

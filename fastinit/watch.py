@@ -9,6 +9,7 @@ __all__ = ['WatchCallback']
 
 # %% ../nbs/16_watch.ipynb #7f404fbf
 from fastai.basics import *
+import warnings
 from fastai.callback.core import TrainEvalCallback
 from .tensors import *
 from .layers import *
@@ -16,6 +17,7 @@ from .pool import *
 from .stats import *
 from .recheck import *
 from .report import *
+from .trained import *
 from .watched import *
 
 # %% ../nbs/16_watch.ipynb #868e4619
@@ -67,6 +69,7 @@ class WatchCallback(Callback):
         if not isinstance(n, int) or n<1: raise ValueError(f'cannot watch {n} steps: pass a whole number from 1')
         self.n,self.include_paramless,self.watched = n,include_paramless,Watched()
         self.step_stats:_StepStats|None = None
+        self.blind = False # do hooks see nothing?
 
     @property
     def on(self)->bool:
@@ -75,16 +78,24 @@ class WatchCallback(Callback):
 
     def before_fit(self)->None:
         "Take away the hooks of a fit that was interrupted, and let go of its model"
-        if self.step_stats is not None: self.step_stats.end()
-        self.step_stats = None
+        self.let_go()
+        self.blind = False
 
     def before_batch(self)->None:
         "Hook the layers for this step"
         if self.on: self.step_stats.end()
-        if not self.training or len(self.watched)>=self.n: return
+        if self.blind or not self.training or len(self.watched)>=self.n: return
         if 'lr_finder' in vars(self.learn): return # which puts the weights back
-        if self.step_stats is None: self.step_stats = _StepStats(unwrap(self.model), self.include_paramless)
-        self.step_stats.begin()
+        if self.step_stats is None: self.step_stats = self.stats()
+        if not self.blind: self.step_stats.begin()
+
+    def stats(self)->_StepStats:
+        "Those of the model; says where hooks would see nothing"
+        self.blind = not can_watch(self.model)
+        if self.blind:
+            warnings.warn('the training steps are not watched: hooks do not see into a compiled model, or into copies '
+                          'on several devices; watch the model as it was before', stacklevel=2)
+        return _StepStats(unwrap(self.model), self.include_paramless)
 
     def after_pred(self)->None:
         "See what is zero before the first step"
@@ -116,16 +127,22 @@ class WatchCallback(Callback):
         if len(self.watched)==1: self.tell()
 
     def tell(self)->None:
-        "Make the record part of the Learner's report, or make a report of its first step"
+        "Make the record part of the report of an initialization, or make a report of its first step"
         report = vars(self.learn).get('_init_report')
-        if report is None:
-            report = InitReport(self.watched.first_step, notes=['measured on the first training batch'])
+        if report is None or not report.scheme:
+            report = InitReport(self.watched.first_step, notes=['measured on the first batch that was watched'])
             self.learn._init_report = report
         report.watched = self.watched
 
+    def let_go(self)->None:
+        "Without hooks, and without the model"
+        if self.step_stats is not None: self.step_stats.end()
+        self.step_stats = None
+
     def after_fit(self)->None:
-        "Let go of the model"
-        self.before_fit()
+        "Let go of the model, and remember what its weights are, to know when the record is out of date"
+        self.let_go()
+        if len(self.watched): self.learn._init_watched = remember(self.learn.model)
 
 # %% ../nbs/16_watch.ipynb #4eb8a18c
 @patch

@@ -204,7 +204,7 @@ def test_what_a_further_pass_moves_is_corrected_in_it():
     seen = []
     def is_off(n, sd, mean): seen.append(n); return abs(sd-1)>5e-4
     with torch.no_grad(), c.again(['0'], saved, is_off): out = m(x)
-    assert seen==['1','2'] and m[1](m[0](x)).std().item()==pytest.approx(1., rel=1e-4) and out.std().item()==pytest.approx(1., rel=1e-3)
+    assert seen==['0','1','2'] and m[1](m[0](x)).std().item()==pytest.approx(1., rel=1e-4) and out.std().item()==pytest.approx(1., rel=1e-3)
     assert torch.equal(m(x), out) # it was passed on as the layers give it
     last = [p.clone() for p in m.parameters()]
     with torch.no_grad(), c.again([], saved, is_off): m(x)

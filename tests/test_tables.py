@@ -60,7 +60,7 @@ def test_difference_table():
     tie = results({'lsuv':{1e-3:[.5,.6]}, 'kaiming':{1e-3:[.5,.5]}})
     assert list(difference_table(tie).seeds_better)==[1] # a tie is not better
 
-@pytest.mark.parametrize('a,b,words', [([.8,.7],[.6,.6],'lsuv better in all 2 seeds'), ([.5,.5],[.6,.6],'kaiming better in all 2 seeds'),
+@pytest.mark.parametrize('a,b,words', [([.8,.7],[.6,.6],'lsuv better in both seeds'), ([.5,.5],[.6,.6],'kaiming better in both seeds'),
                                        ([.8,.5],[.6,.6],'no clear difference'), ([.6,.8],[.6,.6],'no clear difference'), ([.8],[.6],'lsuv better in the one seed')])
 def test_best_difference(a, b, words):
     "Better is who is better from every seed"

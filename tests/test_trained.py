@@ -476,3 +476,19 @@ def test_the_courses_general_relu():
     after = [model[:i](x) for i in (2,4)]
     assert model[1].sub==0.4 and all(abs(o.std()-1)<2e-3 and abs(o.mean())>0.05 for o in after)
     assert not any('subtract' in o for o in lsuv_(model, x, at='activation', center=False).notes)
+
+@pytest.mark.parametrize('how', ['fit','add'])
+@pytest.mark.parametrize('with_opt', [True,False])
+@pytest.mark.parametrize('opt', OPTS)
+def test_loaded_before_the_callback_came(tmp_path, opt, with_opt, how):
+    "`load` notes what the weights were, be there a callback or not, and whatever the file has of the optimizer"
+    old = learner(opt_func=OPTS[opt], path=tmp_path)
+    fit(old, 1)
+    old.save('model', with_opt=with_opt)
+    learn = learner(opt_func=OPTS[opt], path=tmp_path)
+    learn.load('model', with_opt=with_opt)
+    cb = LSUVCallback()
+    if how=='add': fit(learn.add_cb(cb), 1, 0.)
+    else: fit(learn, 1, 0., cbs=cb)
+    assert set(cb.report.df.status)=={'loaded'}
+    for a,b in zip(learn.model.parameters(), old.model.parameters()): assert torch.equal(a, b)

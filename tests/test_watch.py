@@ -220,7 +220,7 @@ def test_without_an_initialization_the_report_is_that_of_the_first_batch():
     plain = Plain()
     learn = fit(learner(cbs=plain).watch_init(2))
     report = learn.init_report()
-    assert list(report.df.layer)==list(plain.steps[0][0]) and report.notes==['measured on the first training batch']
+    assert list(report.df.layer)==list(plain.steps[0][0]) and report.notes==['measured on the first batch that was watched']
     for n,o in plain.steps[0][0].items(): assert report[n]['std']==pytest.approx(o.std().item(), rel=1e-5)
     axs = report.plot_steps()
     assert len(axs)==3 and axs[0].images[0].get_array().shape==(4,2)
@@ -525,3 +525,38 @@ def test_targets_of_their_own():
     learn = fit(learner(model, cbs=LSUVCallback(watch=2, std=2., branch_scale=0.25)), 1, 0.)
     target = learn.watch.watched.grid('target')[1]
     assert target['1.b']==0.5 and target[['0','1.a','2','3']].tolist()==[2.]*4
+
+# What the report speaks of
+
+def test_a_report_of_watched_steps_is_of_the_model_that_was_watched():
+    "Weights that changed since are measured again, and the next record begins a report of its own"
+    learn = fit(learner(relus()).watch_init(2), 1, 0.)
+    first = learn.init_report()
+    assert first is learn.init_report() and first.watched is learn.watch.watched # no weight moved
+    for m in (learn.model[0],learn.model[2]): nn.init.normal_(m.weight, std=10.)
+    now = learn.init_report()
+    assert now['2']['std']>100*first['2']['std'] and now.watched is first.watched and now.notes==[]
+    again = fit(learn.watch_init(2), 1, 0.).init_report()
+    assert again['2']['std']==pytest.approx(now['2']['std'], rel=0.5) and again.watched is learn.watch.watched
+    learn.model = net()
+    assert list(learn.init_report())==list(init_stats(net(), torch.randn(4,12))) and learn.init_report().watched is None
+
+def compiled(): return torch.compile(relus(), backend='eager')
+def with_a_compiled_part():
+    m = relus()
+    m[2] = torch.compile(m[2], backend='eager')
+    return m
+def compiled_in_place():
+    m = relus()
+    m.compile(backend='eager')
+    return m
+
+@pytest.mark.parametrize('model', [compiled, with_a_compiled_part, compiled_in_place])
+@pytest.mark.parametrize('how', ['callback','watch_init'])
+def test_a_compiled_model_is_not_watched(model, how):
+    "It trains, and a warning says so"
+    learn = learner(model(), cbs=LSUVCallback(watch=2) if how=='callback' else None)
+    if how=='watch_init': learn.watch_init(2)
+    with pytest.warns(UserWarning, match='the training steps are not watched'): fit(learn, 1)
+    assert len(learn.watch.watched)==0 and n_hooks(learn.model)==0
+    assert learn.init_report().watched is None and len(learn.init_report())==5

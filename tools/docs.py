@@ -175,6 +175,7 @@ def number(text):
     "`text` with three digits if it is a number with more, else None"
     text = html.unescape(text).strip()
     if not re.fullmatch(r'[-+−]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( ?%)?|[-+]?nan|[-+]?inf|–', text): return None
+    if re.fullmatch(r'[-−]0(\.0*)?', text): return text[1:] # no −0
     if not re.fullmatch(r'[-+]?\d*\.\d{2,}', text): return text
     short = f'{float(text) + 0:.3g}' # + 0: no −0
     return f'{float(text):.0f}' if 'e+' in short else short if len(short)<len(text) else text

@@ -124,7 +124,7 @@ def best_difference(
     "How much better `a` is than `b` with the best learning rate of each, seed by seed."
     acc = last_epoch(at_best_lr(results)).set_index(['scheme','seed']).accuracy
     d = (acc[a]-acc[b]).dropna()
-    n = f'all {len(d)} seeds' if len(d)>1 else 'the one seed'
+    n = {1:'the one seed', 2:'both seeds'}.get(len(d), f'all {len(d)} seeds')
     words = f'{a} better in {n}' if d.min()>0 else f'{b} better in {n}' if d.max()<0 else 'no clear difference'
     return d.mean(),d.min(),d.max(),words
 

@@ -483,3 +483,23 @@ def test_columns_of_a_legend(width, ncols):
     plt.close(fig)
 
 def test_names_up_to_22_letters_stay_whole(): assert thinned(['abc.'+'d'*18, 'abc.e'], 9)[1]==['abc.'+'d'*18, 'abc.e'] and thinned(['abc.'+'d'*19, 'abc.e'], 9)[1]==['d'*19, 'e']
+
+def test_labels_of_transformers_tell_the_blocks_apart():
+    "Where one name has not the beginning of the others"
+    names = [f'bert.encoder.layer.{i}.{p}' for i in range(6) for p in ('attention.self.query','attention.self.value','attention.output.LayerNorm','output.dense')]
+    short = thinned([*names,'classifier'], 100)[1]
+    assert len(set(short))==len(names)+1 and max(map(len, short))<=22 and short[-1]=='classifier' and 'b.e.l.3.a.self.query' in short
+    assert thinned(['features.denseblock12.denselayer3.conv.weight','x'], 9)[1][0].endswith('weight')
+
+def test_pictures_of_nothing_finite():
+    "Histograms and gradients of layers that give NaN have a cross, not an empty column"
+    h = pd.DataFrame({'a':np.eye(9)[4], 'b':np.zeros(9)}, index=np.linspace(-4, 4, 9))
+    ax = plot_hists(h)
+    cross, = [o for o in ax.get_lines() if o.get_marker()=='x']
+    assert list(cross.get_xdata())==[1] and cross.get_label()=='not finite' and ax.get_images()[0].get_interpolation()=='nearest'
+    df = pd.DataFrame(dict(layer=['a','b','c'], type='Linear', shape=[(8,4)]*3, mean=0., std=1., near_zero=0.5, status='ok', grad_std=[0.1,np.nan,np.inf]))
+    ax = plot_grads(InitReport(df))
+    cross, = [o for o in ax.get_lines() if o.get_marker()=='x']
+    assert list(cross.get_xdata())==[1,2] and ax.get_yscale()=='log' and ax.get_ylabel()=='std of the gradient (log scale)'
+    ax = plot_grads(InitReport(df.assign(grad_std=np.nan)))
+    assert ax.get_yscale()=='linear' and ax.get_ylabel()=='std of the gradient'

@@ -348,6 +348,7 @@ def test_accelerators_lists():
     assert a._models==[1] and b._models==[1,2] and b.state is a.state and b.names==('x',) and type(b) is Accelerator
 
 @pytest.mark.parametrize('kwargs', [dict(steps=-1), dict(steps=3, seeds=0), dict(steps=3, lr=1e-3, lrs=[1e-2]), dict(steps=3, inits=['kaimng']), dict(steps=2, inits=[]), dict(inits={}),
+    dict(steps=2.5), dict(steps='50'), dict(steps=3, lr='1e-3'), dict(steps=3, lrs=[]), dict(steps=3, lrs='1e-3'), dict(lr=1e-2), dict(lrs=[1e-2]), dict(seeds=3), dict(steps=3, seeds=1.5),
     dict(steps=2, zoom=0)])
 def test_wrong_arguments(kwargs):
     learn = learner()
@@ -375,3 +376,18 @@ def test_pretrained_body_on_a_batch():
     assert reports['spared']['0'].status=='pretrained' and reports['not']['0'].status=='ok'
     assert reports['spared']['0']['std']==pytest.approx(init_stats(model, *first_batch(learn))['0']['std'], rel=1e-5)
     plt.close('all')
+
+class Log(Callback):
+    "Takes part in a step, and has an open file"
+    def __init__(self, path): self.file = open(path, 'w')
+    def after_loss(self): self.file.write('.')
+
+def test_a_callback_that_cannot_be_copied_is_named(tmp_path):
+    learn = learner(cbs=Log(tmp_path/'log'))
+    with pytest.raises(ValueError, match='callback log cannot be copied, for a training of its own: cannot pickle'): learn.compare_inits(['kaiming'], steps=2)
+
+def test_every_scheme_is_in_the_legend():
+    "matplotlib leaves out names that begin with an underscore"
+    def _mine(m): kaiming_(m)
+    res = learner().compare_inits(['default', _mine], steps=2)
+    assert list(res)==['default','mine'] and {'default','mine'}<={t.get_text().split(' ')[0] for f in map(plt.figure, plt.get_fignums()) for o in f.legends for t in o.get_texts()}

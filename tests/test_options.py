@@ -215,3 +215,14 @@ def test_what_init_report_draws(options, n):
     synth_learner(model=nn.Sequential(nn.Linear(1,8), nn.ReLU(), nn.Linear(8,1))).init_report(**options)
     assert len(plt.get_fignums())==n and all(plt.figure(i).axes for i in plt.get_fignums())
     plt.close('all')
+
+def test_layers_without_a_gradient_are_named():
+    "A ReLU that is dead lets none through; where layers are 0 by design it is as it should be"
+    from fastai.test_utils import synth_learner
+    m = nn.Sequential(nn.Linear(1,24), nn.ReLU(), nn.Linear(24,24), nn.ReLU(), nn.Linear(24,1))
+    nn.init.constant_(m[2].bias, -50.)
+    learn = synth_learner(model=m)
+    assert learn.init_report(grads=True).notes==['no gradient comes back to 2 layers (0, 2): look for dead activations behind']
+    assert learn.init_report().notes==[]
+    nn.init.zeros_(m[4].weight)
+    assert learn.init_report(grads=True).notes==[]

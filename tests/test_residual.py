@@ -77,3 +77,16 @@ def test_sweep_and_losses(tmp_path, monkeypatch):
     residual.losses(tmp_path, n=5)
     df = pd.read_csv(tmp_path/'losses.csv')
     assert df.groupby('scheme').step.max().to_dict()=={'lsuv':5,'lsuv_residual':5} and df.loss.between(0.1,20).all()
+
+def test_layers_in_a_forward_without_a_graph():
+    "As in reversible networks: nothing is known of branches there, and that is no error"
+    class Reversible(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a,self.b,self.out = nn.Linear(30,30),nn.Linear(30,30),nn.Linear(30,5)
+        def forward(self, x):
+            with torch.no_grad(): h = x + self.b(self.a(x).relu())
+            return self.out(h)
+    torch.manual_seed(0)
+    r = lsuv_residual_(Reversible(), torch.randn(64,30))
+    assert r.notes==['no residual branches were found'] and r.df['std'].to_numpy()==pytest.approx(1., rel=1e-3)

@@ -35,7 +35,7 @@ class _Graph:
         o = first_tensor(out)
         if not has_moments(o): return
         if o.grad_fn is None:
-            if not isinstance(out, Tensor) or not torch.is_grad_enabled(): return # as in reversible layers, which have no graph
+            if not isinstance(out, Tensor) or not torch.is_grad_enabled(): return # no graph, as in reversible ones
             o = out = out.detach().requires_grad_().clone() # a leaf could not be changed in place
         if m in self.norms: self.normed.add(o.grad_fn)
         else:

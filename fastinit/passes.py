@@ -13,7 +13,6 @@ from fastai.callback.hook import has_params
 from collections.abc import Callable
 from contextlib import ExitStack,contextmanager
 from dataclasses import replace
-from .tensors import *
 from .layers import *
 from .probe import *
 from .stats import *
@@ -73,18 +72,20 @@ class Passes:
         stats,before = self.new_stats(),self.first_values()
         stats.speaks = self.fix.speaks
         self.run(stats)
-        after = self.first_values()
-        moved = {n for n in after if str(after[n])!=str(before[n])} - self.moved # as text, in which NaN is NaN
+        pairs = zip(before, self.first_values())
+        moved = {n for (names,a),(_,b) in pairs for n,other in zip(names, (a!=b).tolist()) if other} - self.moved
         if not moved: return self.look(stats, check)
         self.moved |= moved
         if not self.drawn: self.from_saved(moved)
         return self.measure(check)
 
     def first_values(self):
-        "Dotted name → the first value of each parameter: what rescales a weight changes that"
-        ps = {n:[p for p in ps if p.numel()] for n,ps in self.layer_params.items() if n in self.fix.done}
-        values = iter(read_all(p.data.as_strided((), ()) for o in ps.values() for p in o)) # quick
-        return {n:[next(values) for _ in o] for n,o in ps.items()}
+        """(names of layers, the first value of a parameter of each, not yet read) by device and dtype: what rescales a
+        weight changes that"""
+        done = [(n,ps) for n,ps in self.layer_params.items() if n in self.fix.done]
+        views = [(n, p.data.as_strided((), ())) for n,ps in done for p in ps if p.numel()]
+        alike = groupby(views, lambda o: (o[1].device,o[1].dtype)).values()
+        return [([n for n,_ in o], torch.stack([v for _,v in o])) for o in alike]
 
     def from_saved(self, names):
         "What `fix` did to the layers called `names`, done to the weights that they had at first"

@@ -116,7 +116,7 @@ def test_commands_are_kept(tmp_path):
     assert [o['command'] for o in info['made_by']]==['first','second']
     old = dict(info['made_by'][0], settings={k:v for k,v in info['settings'].items() if k!='amp'}, command='oldest')
     (tmp_path/'run.json').write_text(json.dumps(old))
-    assert '`oldest --out ' in read_results(tmp_path)[1]
+    assert '<code>oldest --out ' in read_results(tmp_path)[1]
     run_experiment(dict(cfg, seeds=[0]), tmp_path, command='third')
     assert [o['command'] for o in json.loads((tmp_path/'run.json').read_text())['made_by']]==['oldest','third']
 

@@ -232,13 +232,15 @@ def test_interrupted_between_steps(monkeypatch, step, pre):
     "An interrupt right after any step of LSUV leaves all as it was, and the next fit initializes"
     if step in ('check_scheme','run_scheme') and pre is None: pre = 'xavier'
     learn = quiet(learner(cbs=LSUVCallback(pre=pre)))
-    import fastinit.lsuv as lsuv
-    f,broken = getattr(lsuv, step),[True]
+    import fastinit.lsuv
+    import fastinit.passes
+    where = fastinit.passes if step in ('forward','with_status') else fastinit.lsuv
+    f,broken = getattr(where, step),[True]
     def _interrupted(*args, **kwargs):
         res = f(*args, **kwargs)
         if broken: raise KeyboardInterrupt
         return res
-    monkeypatch.setattr(lsuv, step, _interrupted)
+    monkeypatch.setattr(where, step, _interrupted)
     with learn.no_logging():
         with Unchanged(learn.model), pytest.raises(KeyboardInterrupt): learn.fit(1, 0.)
         assert not learn.lsuv.done

@@ -51,7 +51,6 @@ class Affine:
 
 # %% ../nbs/09_correction.ipynb #aa078f1f
 def _size(mean): return abs(mean).max() if isinstance(mean, Tensor) else abs(mean)
-
 def _no_spread(sd, mean): return not sd > 1e-6*_size(mean)
 
 def to_target(
@@ -184,7 +183,6 @@ def owner(self:Correction, n:str)->str:
     seen[owner] = w
     return owner
 
-# %% ../nbs/09_correction.ipynb #035ab93f
 @patch
 def correct(self:Correction, n:str, o:Tensor, sd:float|Tensor, mean:float|Tensor)->Affine:
     "Change the weights, and `o` as if they had been so before"
@@ -227,8 +225,7 @@ def again(self:Correction,
     saved:Saved, # What their weights are if that does not help
     is_off:Callable|None=None, # Of (name, std, size of the mean): is another one off now, with its new input?
 )->Correction: # Itself, for `with`
-    """A further pass for `names`, and for what is off behind them: each layer runs again with new weights; its old ones
-    come back if those change nothing."""
+    "A further pass for `names`, and for what is off behind them: old weights come back where new ones change nothing."
     self.named,self.saved,self.is_off = set(names),saved,is_off
     self.flat |= self.named & self.constant
     self.constant -= self.named
@@ -272,6 +269,9 @@ def careful(self:Correction, n:str, again:Callable, sd:float|Tensor, mean:float|
         step = replace(step, change=Affine(step.change.scale))
         change,out,after = self.attempt(n, again, *self.moments_of(n, first_values(again())))
     if after>before/2: self.stuck.add(n)
+    if after>before and n not in self.off_center: # as by rounding
+        was.restore()
+        change,out = Affine(),again()
     self.done[n] = Step(step.mean_before, step.std_before, step.change.then(change))
     self.corrected(n, first_values(out), again)
     return out

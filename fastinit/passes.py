@@ -142,12 +142,15 @@ def off(self:Passes, rows):
     return {r.layer:r for r in done if self.badness(r.layer, r.off, r.mean)>1}
 
 # %% ../nbs/10_passes.ipynb #10a0000a
+def _is_worse(now, before):
+    "Is the layer of the row `now` 5 % off or more, and three times as far as in the row `before`, or dead?"
+    return not now.has_spread or now.off>max(0.05, 3*before.off)
+
 @patch
-def in_vain(self:Passes, before, rows):
-    "Names of those of the layers `before` that are off in `rows` too, and hardly less"
-    now = self.off(rows)
-    def _bad(r): return self.badness(r.layer, r.off, r.mean)
-    return [n for n,r in before.items() if n in now and _bad(now[n])>0.9*_bad(r)]
+def is_in_vain(self:Passes, now, before):
+    "Is the layer of the row `now` off, and hardly less than in the row `before`?"
+    if not now.has_spread: return True
+    return self.badness(now.layer, now.off, now.mean) > max(1., 0.9*self.badness(before.layer, before.off, before.mean))
 
 @patch
 def state(self:Passes, names):
@@ -181,21 +184,23 @@ def scale_outside(self:Passes, row, power):
 @patch
 def again(self:Passes, before):
     "(the rows after another correction of the layers in the rows `before`, was one scaled outside of a pass?)"
-    back = self.state(before)
+    back,n = self.state(before),first(before)
     self.run(self.fix.again(before, self.saved, self.is_off))
     now = self.measure(check=False)
+    rows = {r.layer:r for r in now if r.layer in before and r.off is not None} # the others were given up
     if _not_finite(now):
-        back([n for n in before if n in self.fix.done])
+        back(rows)
         self.fix.stuck.update(before)
         return self.measure(),False
-    vain = self.in_vain(before, now)
-    if not vain: return now,False
-    n = vain[0]
-    power = _power(before[n], next(r for r in now if r.layer==n))
-    back([n])
+    worse = [k for k,r in rows.items() if _is_worse(r, before[k])]
+    vain = n in rows and n not in self.fix.stuck and self.is_in_vain(rows[n], before[n])
+    if not vain and not worse: return now,False
+    power = _power(before[n], rows[n]) if vain else 1.
+    back([*worse, *([n] if vain and n not in worse else [])])
+    if not vain: return self.measure(),False
     self.scale_outside(before[n], power)
     now = self.measure(check=False)
-    if not (_not_finite(now) or n in self.in_vain(before, now)): return now,True
+    if not _not_finite(now) and not self.is_in_vain(next(r for r in now if r.layer==n), before[n]): return now,True
     back([n])
     self.fix.stuck.add(n)
     return self.measure(),False
@@ -212,6 +217,7 @@ def _no_single_value(fix):
 def correct(self:Passes,
     verify:bool=True, # Measure in a second pass, and correct again what is off?
     rounds:int=6, # How often, at most
+    most:int=30, # Passes in all, of a model with many layers that want more
 )->list: # `Row`s
     "Correct, measure, and repeat for the layers that are off; the rows of the last pass."
     fix = self.fix
@@ -220,8 +226,7 @@ def correct(self:Passes,
     _no_single_value(fix)
     if not verify: return self.look(*stats)
     rows,tries = self.measure(),0
-    for _ in range(4*rounds):
-        if tries==rounds or not (off := self.off(rows)): break
+    while tries<rounds and self.n<most and (off := self.off(rows)):
         rows,outside = self.again(off)
         tries += not outside # which takes one layer at a time
     return rows

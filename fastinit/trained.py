@@ -93,15 +93,21 @@ def _lr_find_after(self, *args, **kwargs):
     if was_trained(self): self._init_trained = True # nothing else tells after it
     return _lr_find(self, *args, **kwargs)
 
-_load = Learner.load
+def _noted(load):
+    "`load`, which first notes what the weights were, for a callback that comes later"
+    @wraps(load)
+    def _load(self, *args, **kwargs):
+        finds = 'lr_finder' in vars(self) # which loads what it had saved
+        if isinstance(self.model, nn.Module) and not finds: first_seen(self)
+        return load(self, *args, **kwargs)
+    return _load
 
-@wraps(_load)
-def _load_after(self, *args, **kwargs):
-    finds = 'lr_finder' in vars(self) # which loads what it had saved
-    if isinstance(self.model, nn.Module) and not finds: first_seen(self) # for a callback that comes later
-    return _load(self, *args, **kwargs)
+def _kinds(cls): return [cls, *(k for o in cls.__subclasses__() for k in _kinds(o))]
 
-if not hasattr(_lr_find, '__wrapped__'): Learner.lr_find,Learner.load = _lr_find_after,_load_after
+if not hasattr(_lr_find, '__wrapped__'):
+    Learner.lr_find = _lr_find_after
+    for c in _kinds(Learner): # text's has a `load` of its own
+        if 'load' in vars(c): c.load = _noted(c.load)
 
 # %% ../nbs/15_trained.ipynb #10b05092
 def _first_groups(groups):

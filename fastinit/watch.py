@@ -69,7 +69,7 @@ class WatchCallback(Callback):
         if not isinstance(n, int) or n<1: raise ValueError(f'cannot watch {n} steps: pass a whole number from 1')
         self.n,self.include_paramless,self.watched = n,include_paramless,Watched()
         self.step_stats:_StepStats|None = None
-        self.blind = False # do hooks see nothing?
+        self.blind = self.added = False # do hooks see nothing? was a step recorded in this fit?
 
     @property
     def on(self)->bool:
@@ -79,7 +79,7 @@ class WatchCallback(Callback):
     def before_fit(self)->None:
         "Take away the hooks of a fit that was interrupted, and let go of its model"
         self.let_go()
-        self.blind = False
+        self.blind = self.added = False
 
     def before_batch(self)->None:
         "Hook the layers for this step"
@@ -124,6 +124,7 @@ class WatchCallback(Callback):
         stats.end()
         loss,names = self.learn.loss.detach().mean(),[stats.names[m] for m in stats.modules]
         self.watched.add(stats.step, loss, stats.scale, Pool(unwrap(self.model)), names)
+        self.added = True
         if len(self.watched)==1: self.tell()
 
     def tell(self)->None:
@@ -142,7 +143,7 @@ class WatchCallback(Callback):
     def after_fit(self)->None:
         "Let go of the model, and remember what its weights are, to know when the record is out of date"
         self.let_go()
-        if len(self.watched): self.learn._init_watched = remember(self.learn.model)
+        if self.added: self.learn._init_watched = remember(self.learn.model)
 
 # %% ../nbs/16_watch.ipynb #4eb8a18c
 @patch

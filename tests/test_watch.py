@@ -538,6 +538,8 @@ def test_a_report_of_watched_steps_is_of_the_model_that_was_watched():
     assert now['2']['std']>100*first['2']['std'] and now.watched is first.watched and now.notes==[]
     again = fit(learn.watch_init(2), 1, 0.).init_report()
     assert again['2']['std']==pytest.approx(now['2']['std'], rel=0.5) and again.watched is learn.watch.watched
+    fit(learn, 1, 0.1) # the two steps are over: nothing is recorded
+    assert learn.init_report() is not again and learn.init_report().watched is again.watched
     learn.model = net()
     assert list(learn.init_report())==list(init_stats(net(), torch.randn(4,12))) and learn.init_report().watched is None
 

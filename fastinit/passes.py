@@ -142,15 +142,23 @@ def off(self:Passes, rows):
     return {r.layer:r for r in done if self.badness(r.layer, r.off, r.mean)>1}
 
 # %% ../nbs/10_passes.ipynb #10a0000a
-def _is_worse(now, before):
+@patch
+def far(self:Passes, row):
+    "How far the layer of `row` is from its target, in powers of e; or its mean from 0, if that is more"
+    target = self.fix.target(row.layer)
+    if not row.has_spread: return math.inf
+    by_mean = abs(row.mean)/max(target, 1e-3) if self.fix.zero_mean(row.layer) else 0.
+    return max(by_mean, abs(math.log(row.aimed/target)) if target and row.aimed else row.off)
+
+@patch
+def is_worse(self:Passes, now, before):
     "Is the layer of the row `now` 5 % off or more, and three times as far as in the row `before`, or dead?"
-    return not now.has_spread or now.off>max(0.05, 3*before.off)
+    return self.far(now)>max(0.05, 3*self.far(before))
 
 @patch
 def is_in_vain(self:Passes, now, before):
     "Is the layer of the row `now` off, and hardly less than in the row `before`?"
-    if not now.has_spread: return True
-    return self.badness(now.layer, now.off, now.mean) > max(1., 0.9*self.badness(before.layer, before.off, before.mean))
+    return self.badness(now.layer, now.off, now.mean)>1 and self.far(now)>0.9*self.far(before)
 
 @patch
 def state(self:Passes, names):
@@ -192,7 +200,7 @@ def again(self:Passes, before):
         back(rows)
         self.fix.stuck.update(before)
         return self.measure(),False
-    worse = [k for k,r in rows.items() if _is_worse(r, before[k])]
+    worse = [k for k,r in rows.items() if self.is_worse(r, before[k])]
     vain = n in rows and n not in self.fix.stuck and self.is_in_vain(rows[n], before[n])
     if not vain and not worse: return now,False
     power = _power(before[n], rows[n]) if vain else 1.

@@ -7,7 +7,7 @@ import fastinit.page
 from fastinit.all import *
 from fastinit.plot import plot_grads, plot_hists, plot_init_stats
 from fastinit.report import call_notes, with_steps
-from fastinit.status import remedy_for, statuses
+from fastinit.status import add_status, remedy_for, statuses
 from fastinit.stats import Row
 from fastinit.watched import Watched
 
@@ -98,6 +98,15 @@ def test_words_for_one_and_for_many():
     texts = {remedy_for(s, row, scheme, at) for s in statuses for row in rows for scheme in ('','kaiming') for at in ('layer','activation')}
     for o in texts: assert not re.search(r'\b(they|them|their)\b', o), o
     assert len(texts)==20
+
+def test_statuses_are_called_by_name():
+    assert [k for k,s in statuses.items() if s.words!=k]==['zero'] and statuses['zero'].words=='zero by design'
+
+@pytest.mark.parametrize('std,word', [(0.101,'ok'), (0.099,'vanishing'), (9.9,'ok'), (10.1,'exploding')])
+def test_a_factor_of_ten(std, word):
+    row = Row('a', 'Linear', (8,4), 0., std)
+    add_status([row], set())
+    assert row.status==word
 
 def test_remedies_by_what_the_layer_is():
     "Those of one status have a line for each thing to do"

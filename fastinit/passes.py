@@ -124,10 +124,14 @@ def distance(self:Passes, n, std):
     return abs(std-target)/(target or 1.)
 
 @patch
+def mean_off(self:Passes, n, mean):
+    "How far `mean` is from 0, relative to the target of the layer called `n`, if it is to be there"
+    return abs(mean)/max(self.fix.target(n), 1e-3) if self.fix.zero_mean(n) else 0.
+
+@patch
 def badness(self:Passes, n, off, mean):
     "What is tolerated of the layer called `n` is 1; its std is `off` its target, relative to that"
-    by_mean = abs(mean)/(0.02*max(self.fix.target(n), 1e-3)) if self.fix.zero_mean(n) else 0.
-    return max(2*off/self.tol, by_mean)
+    return max(2*off/self.tol, self.mean_off(n, mean)/0.02)
 
 @patch
 def is_off(self:Passes, n, std, mean):
@@ -147,8 +151,8 @@ def far(self:Passes, row):
     "How far the layer of `row` is from its target, in powers of e; or its mean from 0, if that is more"
     target = self.fix.target(row.layer)
     if not row.has_spread: return math.inf
-    by_mean = abs(row.mean)/max(target, 1e-3) if self.fix.zero_mean(row.layer) else 0.
-    return max(by_mean, abs(math.log(row.aimed/target)) if target and row.aimed else row.off)
+    by_std = abs(math.log(row.aimed/target)) if target and row.aimed else row.off
+    return max(self.mean_off(row.layer, row.mean), by_std)
 
 @patch
 def is_worse(self:Passes, now, before):
@@ -204,7 +208,7 @@ def again(self:Passes, before):
     vain = n in rows and n not in self.fix.stuck and self.is_in_vain(rows[n], before[n])
     if not vain and not worse: return now,False
     power = _power(before[n], rows[n]) if vain else 1.
-    back([*worse, *([n] if vain and n not in worse else [])])
+    back({*worse, n} if vain else worse)
     if not vain: return self.measure(),False
     self.scale_outside(before[n], power)
     now = self.measure(check=False)

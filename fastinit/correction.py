@@ -235,12 +235,15 @@ def again(self:Correction,
     return self
 
 @patch
-def responds(self:Correction, n:str, again:Callable, sd:float|Tensor)->bool:
-    "Does twice the weight and bias give twice the spread?" # a correction may be next to nothing, which proves nothing
-    with all_or_nothing(self.layers[n].parameters(), keep=False):
-        Affine(2.).on_(self.layers[n])
-        twice = float(self.moments_of(n, first_values(again()))[0])
-        return abs(twice/(2*float(sd)) - 1) < 0.05
+def responds(self:Correction, n:str, again:Callable)->bool:
+    "Does twice the weight give twice the spread?" # a correction may be next to nothing, which proves nothing
+    layer = self.layers[n]
+    def _spread(): return float(self.moments_of(n, first_values(again()))[0])
+    with all_or_nothing(layer.parameters(), keep=False):
+        if isinstance(b := getattr(layer, 'bias', None), Tensor): b.data.zero_() # whose channels have a spread too
+        once = _spread()
+        Affine(2.).on_(layer)
+        return abs(_spread() - 2*once) < 0.1*once
 
 @patch
 def attempt(self:Correction, n:str, again:Callable, sd:float|Tensor, mean:float|Tensor)->tuple:
@@ -254,7 +257,7 @@ def attempt(self:Correction, n:str, again:Callable, sd:float|Tensor, mean:float|
 def careful(self:Correction, n:str, again:Callable, sd:float|Tensor, mean:float|Tensor)->Any:
     "Change the weights, run the layer again, and look what it gives; undo all if it does not depend on its weight"
     layer,step = self.layers[n],self.done.get(n) or Step(mean, sd, Affine())
-    if not self.responds(n, again, sd):
+    if not self.responds(n, again):
         self.left[n] = 'not affine'
         self.done.pop(n, None)
         self.saved.restore(only=layer.parameters())

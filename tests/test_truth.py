@@ -114,6 +114,14 @@ def test_max_norm():
     assert r['0'].status=='not affine' and torch.equal(before, net[0].weight) and net[0].weight.data_ptr()==data
     all_ok(r, '2')
 
+def test_a_bias_does_not_answer_for_the_weight():
+    "As by the spread of its channels: it would be scaled until they are at std 1, and the weight counts for nothing"
+    net = nn.Sequential(MaxNorm(3,8,3), nn.ReLU(), nn.Conv2d(8,4,3))
+    weight,bias = net[0].weight.detach().clone(),net[0].bias.detach().clone()
+    r = true(net, im, pre=None)
+    assert r['0'].status=='not affine' and torch.equal(weight, net[0].weight) and torch.equal(bias, net[0].bias)
+    all_ok(r, '2')
+
 def test_frozen_normalization():
     net = nn.Sequential(nn.Conv2d(3,8,3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8,4,3)).train()
     net[1].running_var.fill_(25.)

@@ -4,7 +4,7 @@ import pytest, torch
 import torch.nn.functional as F
 from torch import nn
 from fastinit.all import *
-from fastinit.correction import Affine, ChannelCorrection, Correction, Step, rerun, to_target
+from fastinit.correction import Affine, ChannelCorrection, Correction, Step, to_target
 from fastinit.probe import Saved
 from fastinit.stats import Moments
 
@@ -48,18 +48,6 @@ def test_to_target_by_channel():
     a = to_target(t(2.), t([4.,-8.]), 1., True)
     assert a.scale==0.5 and a.shift.tolist()==[-2.,4.]
     assert to_target(1e-6, t([0.1,-2.]), 1., True).shift==0 # beside the largest mean
-
-def test_rerun():
-    "Hooks before the layer run again, those after it do not; the random state stays"
-    calls = []
-    m = nn.Sequential(nn.Linear(3,3), nn.Dropout())
-    m.register_forward_pre_hook(lambda m,a: calls.append('before'))
-    m.register_forward_pre_hook(lambda m,a,k: calls.append('before, with keywords'), with_kwargs=True)
-    m.register_forward_hook(lambda m,a,o: calls.append('after'))
-    rng = torch.get_rng_state()
-    rerun(m, (torch.ones(2,3),), {})
-    assert calls==['before','before, with keywords'] and torch.equal(torch.get_rng_state(), rng)
-    assert rerun(nn.Linear(3,3), (), dict(input=torch.ones(2,3))).shape==(2,3)
 
 def corrected(m, x, cls=Correction, **kwargs):
     c = cls({n:o for n,o in m.named_modules() if isinstance(o, (nn.Linear,nn.Conv2d))}, Moments(), **kwargs)

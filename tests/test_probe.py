@@ -7,7 +7,7 @@ from torch import nn
 from fastinit.acts import GeneralReLU
 from fastinit.all import init_stats, lsuv_
 from conftest import Unchanged
-from fastinit.probe import InitError, Saved, all_or_nothing, forward, probing, same_bits, unmoved_rng
+from fastinit.probe import InitError, Saved, all_or_nothing, forward, probing, rerun, same_bits, unmoved_rng
 
 nan = float('nan')
 
@@ -414,3 +414,15 @@ def test_rewinding_puts_back_and_sets_the_modes_again():
             assert m.norm.training and not m.norm.track_running_stats and not m.lin.training and not hasattr(m, 'late')
     assert seen[0]==seen[1]==seen[2] and seen[0][:2]==(1,1) and seen[0][2]==2*was[0,0]
     assert len(probe.notes)==1 and m.training and m.norm.track_running_stats and m.n==m.count==0 and m.lin.weight.equal(was)
+
+def test_rerun():
+    "Hooks before the layer run again, those after it do not; the random state stays"
+    calls = []
+    m = nn.Sequential(nn.Linear(3,3), nn.Dropout())
+    m.register_forward_pre_hook(lambda m,a: calls.append('before'))
+    m.register_forward_pre_hook(lambda m,a,k: calls.append('before, with keywords'), with_kwargs=True)
+    m.register_forward_hook(lambda m,a,o: calls.append('after'))
+    rng = torch.get_rng_state()
+    rerun(m, (torch.ones(2,3),), {})
+    assert calls==['before','before, with keywords'] and torch.equal(torch.get_rng_state(), rng)
+    assert rerun(nn.Linear(3,3), (), dict(input=torch.ones(2,3))).shape==(2,3)

@@ -195,12 +195,12 @@ class InitComparison(dict):
 
 # %% ../nbs/19_compare.ipynb #73f16e5c
 @patch
-def plot(self:InitComparison)->Sequence: # The axes, one panel per rate
-    "Draw the losses, one panel per learning rate"
+def plot(self:InitComparison, log:bool=False)->Sequence: # The axes, one panel per rate
+    "Draw the losses, one panel per learning rate; with `log` each has a log scale of its own"
     panels = {f'learning rate {_rate(lr)}': df for lr,df in self.losses.groupby('lr', sort=False)}
     size = (7,4) if len(panels)==1 else (max(3.2, 10.5/len(panels)),3.4)
-    draw = partial(plot_losses, whole=self.losses)
-    return plot_side_by_side(panels, draw, ncols=min(3, len(panels)), size=size, sharey=True)
+    draw = partial(plot_losses, log=log, whole=None if log else self.losses)
+    return plot_side_by_side(panels, draw, ncols=min(3, len(panels)), size=size, sharey=not log)
 
 @patch
 @delegates(plot_init_stats, but=['axs','figsize'])

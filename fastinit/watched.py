@@ -246,10 +246,12 @@ def plot_steps(self:InitReport, **kwargs)->Sequence: # The axes: outputs, gradie
     return axs
 
 # %% ../nbs/16_watched.ipynb #73f16e5c
-def _limits(losses):
-    "Of the y axis: what is far above where the lowest began leaves the panel"
-    finite = losses.loss[np.isfinite(losses.loss)]
+def _limits(losses, log):
+    "Of the y axis; without a log scale what is far above where the lowest began leaves the panel"
+    finite = losses.loss[np.isfinite(losses.loss) & ((losses.loss>0) | (not log))]
+    if log and not len(finite): raise ValueError('log=True: no loss is a number over 0')
     if not len(finite): return 0,1
+    if log: return finite.min()/1.3,finite.max()*1.3
     low,high,top = finite.min(),finite.max(),2*losses[losses.step==1].groupby('scheme').loss.mean().min()
     if 0 < top < high: high = top
     room = 0.03*(high-low) or 0.03*abs(low) or 0.03
@@ -260,12 +262,14 @@ def plot_losses(
     ax:plt.Axes|None=None, # Axes to draw in
     figsize:tuple=(7,4), # Inches
     whole:pd.DataFrame|None=None, # Those of all panels, if there are several on one scale
+    log:bool=False, # A log scale, from the lowest loss to the highest?
 )->plt.Axes: # The axes
     """The loss of each training step, one line per scheme: the mean over seeds, with a band from lowest to highest.
-    What is far above where the lowest began leaves the panel; a scheme that is wholly above it is said to be."""
+    Without `log`, what is far above where the lowest began leaves the panel; a scheme wholly above it is said to be.
+    Raises `ValueError` for a log scale where no loss is over 0."""
     ax = plt.subplots(figsize=figsize, layout='constrained')[1] if ax is None else ax
     whole = losses if whole is None else whole
-    limits,lowest = _limits(whole),whole[np.isfinite(whole.loss)].groupby('scheme').loss.min()
+    limits,lowest = _limits(whole, log),whole[np.isfinite(whole.loss)].groupby('scheme').loss.min()
     for k,c in scheme_colors(losses.scheme.unique()).items():
         l = losses[losses.scheme==k].pivot(index='step', columns='seed', values='loss')
         l = l.where(np.isfinite(l))
@@ -273,8 +277,9 @@ def plot_losses(
         look = dict(color=c, lw=1.5, marker='o' if len(l)==1 else '', label=k+unseen)
         ax.plot(l.index, l.mean(axis=1, skipna=False), **look)
         ax.fill_between(l.index, l.min(axis=1), l.max(axis=1), color=c, alpha=0.18, lw=0)
+    if log: ax.set_yscale('log')
     ax.set_ylim(limits)
-    ax.set_xlabel('training step'); ax.set_ylabel('loss')
+    ax.set_xlabel('training step'); ax.set_ylabel('loss (log scale)' if log else 'loss')
     if losses.step.max()==1: ax.set_xlim(0.5, 1.5)
     ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
     ax.grid(alpha=0.25); ax.legend(frameon=False)

@@ -258,6 +258,16 @@ def test_what_is_not_in_the_panel_is_said():
     axs = InitComparison({}, {}, losses(a={1.:[[3,2]], 2.:[[3,1]]}, b={1.:[[9,8]], 2.:[[9,5]]}, c={1.:[[9,8]], 2.:[[9,8]]})).plot()
     assert [t.get_text() for t in axs[0].figure.legends[0].get_texts()]==['a','b','c (above)'] # b is in one of the panels
 
+def test_losses_on_a_log_scale():
+    "From the lowest to the highest, so that no scheme is above; each panel has its own"
+    df = losses(a=[[3,2,1]], b=[[30,2e5,inf]], c=[[2,-1,0]])
+    ax = plot_losses(df, log=True)
+    assert ax.get_ylim()==pytest.approx((1/1.3, 2e5*1.3)) and (ax.get_yscale(),ax.get_ylabel())==('log','loss (log scale)')
+    assert [t.get_text() for t in ax.get_legend().get_texts()]==['a','b','c'] and list(ax.get_lines()[0].get_ydata())==[3,2,1]
+    axs = InitComparison({}, {}, losses(a={1.:[[3,2]], 2.:[[3e3,1]]})).plot(log=True)
+    assert [ax.get_ylim() for ax in axs]==[pytest.approx((2/1.3,3*1.3)), pytest.approx((1/1.3,3e3*1.3))]
+    with pytest.raises(ValueError, match='log=True: no loss is a number over 0'): plot_losses(losses(a=[[-1,nan]]), log=True)
+
 def test_one_step_can_be_drawn():
     with warnings.catch_warnings():
         warnings.simplefilter('error')

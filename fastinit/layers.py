@@ -129,8 +129,7 @@ def _chooser(layers):
     types,names,mods = (tuple(o for o in layers if isinstance(o,t)) for t in (type,str,nn.Module))
     inside = {o for m in mods for o in m.modules()}
     def _chosen(n, m):
-        if isinstance(m, types): return True
-        if is_leaf(m) and (n in names or m in mods): return True
+        if isinstance(m, types) or is_leaf(m) and (n in names or m in mods): return True
         below = m in inside or any(n.startswith(o+'.') for o in names)
         return below and is_known(m)
     return _chosen
@@ -281,7 +280,7 @@ def init_layers(
     return split_layers(model, layers, force=force)[0]
 
 # %% ../nbs/01_layers.ipynb #496291b5
-_keep_their_own = (*norm_types, nn.MultiheadAttention, nn.Embedding, nn.EmbeddingBag, nn.PReLU, torch.jit.ScriptModule)
+_keep_their_own = (*norm_types, nn.Embedding, nn.EmbeddingBag, nn.PReLU, torch.jit.ScriptModule)
 
 def _is_weight(name, p):
     "Is `p` a matrix or more, and by its name neither a bias nor a table?"
@@ -290,11 +289,12 @@ def _is_weight(name, p):
 
 def unknown_weights(
     model:nn.Module, # Looked through, never called
+    counts:Callable|None=None, # Of a weight: is it one to name? Default: each is
 )->dict: # Dotted name of a module → (its type, how many weights, can `layers=` choose it?)
     "Modules of unknown type with weights of two dimensions or more: an initialization passes them over unless told."
     res = {}
     for m,n in layer_names(unwrap(model)).items():
         if is_known(m) or isinstance(m, _keep_their_own) or 'parametrizations.' in n: continue
-        ws = [p for k,p in m._parameters.items() if _is_weight(k, p)]
+        ws = [p for k,p in m._parameters.items() if _is_weight(k, p) and (counts is None or counts(p))]
         if ws: res[n] = (type(m).__name__, len(ws), _has_weight(m))
     return res

@@ -159,7 +159,7 @@ def lsuv_(
         todo,left = split_layers(model, layers, force=force)
         scaled = {n:m for n,m in todo.items() if not isinstance(m, recurrent_types)}
         acts = _activations(model) if at=='activation' else []
-        params = [p for m in todo.values() for p in params_of(m)] if pool.size==1 else list(model.parameters())
+        params = params_to_fill(model, todo) if pool.size==1 else list(model.parameters())
         params += [m.sub for m in acts if isinstance(m, GeneralReLU)]
         targets,branch_notes = _branch_targets(model, xb, branch_scale, std, scaled)
         fix = _correction(model, scaled, acts, std, center, at, tol, max_iter, pool=pool, targets=targets)
@@ -167,7 +167,8 @@ def lsuv_(
         if at=='activation': new_stats = partial(AfterActivation, model, scaled, acts)
         changed = params if pre is None or is_ours(pre) else [*model.parameters(), *params]
         with all_or_nothing(changed) as saved, unmoved_rng():
-            if pre is not None and (drawn := with_matrix(todo)): run_scheme(pre, model, drawn, *xb)
+            if pre is not None and (drawn := with_matrix(todo)):
+                with own_draws(params): run_scheme(pre, model, drawn, *xb)
             pool.share(params)
             with probing(model, *xb, but=params) as probe:
                 passes = Passes(model, xb, fix, saved, new_stats, tol, probe, drawn=pre is not None)
@@ -176,7 +177,7 @@ def lsuv_(
             notes = branch_notes(fix.done) + (_plain_subs(acts) if center else [])
             if not verify: notes.append(_predicted)
             report = _report(rows, passes, notes, left, at)
-            if todo.by_default: report.notes += unknown_note(model)
+            if todo.by_default: report.notes += unknown_note(model, saved)
             warn_left(report.left)
             _warn_slow(rows, std, tol)
     return report

@@ -34,6 +34,10 @@ class Saved:
     "The values of `params`, to be put back bit by bit."
     def __init__(self, params:Iterable): self.values = [(p, data := p.data, data.clone()) for p in params]
 
+    def unchanged(self, p:Tensor)->bool: # True of one that is not here, as nobody was to change it
+        "Is `p` what it was, to the bit?"
+        return all(same_bits(p.data, was) for o,_,was in self.values if o is p)
+
     @torch.no_grad()
     def restore(self,
         but:Iterable=(), # Parameters that keep what they are now, and so does what lies in their memory

@@ -209,9 +209,20 @@ def frame(
 # %% ../nbs/06_report.ipynb #dce3fdd1
 def unknown_note(
     model:nn.Module, # Looked through, never called
-)->list: # One sentence, or none
-    "What an initialization passes over, as it does not know the type."
-    found = unknown_weights(model)
+    was:Saved, # What its parameters were before
+)->list: # Sentences
+    "What an initialization passed over: attention's own weights, and those of modules whose type it does not know."
+    mods,found = {n:m for m,n in layer_names(model).items()},unknown_weights(model, was.unchanged)
+    attention = [n for n in found if isinstance(mods[n], nn.MultiheadAttention)]
+    for n in attention: del found[n]
+    return _attention_note(attention) + _unknown_types(found)
+
+def _attention_note(names):
+    if not names: return []
+    which = f"{len(names)} attention module{'s'*(len(names)>1)} (first: {names[0]})"
+    return [f'the query, key and value weights of {which} stay as they are: they are in no layer of their own']
+
+def _unknown_types(found):
     if not found: return []
     n,m,types = sum(n for _,n,_ in found.values()),len(found),list(dict.fromkeys(t for t,_,_ in found.values()))
     where = f"{', '.join(types[:4])}{', …' if len(types)>4 else ''}; first: {first(found)}"

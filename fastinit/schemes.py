@@ -141,17 +141,6 @@ def normal_(
     return fill_layers(model, layers, force, lambda n,m,w: draw_weight(w, std), any_shape=True)
 
 # %% ../nbs/07_schemes.ipynb #b7d633de
-def _reset(m):
-    "`m.reset_parameters()`, also for what is parametrized; False if the bias could not be changed"
-    computed = [k for k in ('weight','bias') if k not in m._parameters and isinstance(getattr(m, k, None), Tensor)]
-    if not computed: return m.reset_parameters()
-    cls = type(m).__mro__[1] if is_parametrized(m) else type(m)
-    plain = cls.__new__(cls) # it shares all that is not computed
-    vars(plain).update(vars(m), **{k:getattr(m, k).detach().clone() for k in computed})
-    plain.reset_parameters()
-    if 'weight' in computed: new_weight(m, lambda w: w.copy_(plain.weight))
-    return 'bias' not in computed or new_bias(m, lambda b: b.copy_(plain.bias))
-
 def default_(
     model:nn.Module, # Changed in place
     *,
@@ -159,15 +148,17 @@ def default_(
     force:bool=False, # Also frozen layers?
 )->nn.Module: # `model`
     """PyTorch's own initialization, `reset_parameters()` of each layer, and what `nn.MultiheadAttention` and
-    `nn.Transformer` then do to theirs; raises `ValueError` for a layer without it. A warning names what is left
-    alone."""
+    `nn.Transformer` then do, the query, key and value weights included; raises `ValueError` for a layer without it.
+    A warning names what is left alone."""
     names = layer_names(check_model(model))
     heads,inside = attention_units(names),{o for m in names if isinstance(m, nn.Transformer) for o in m.modules()}
     def _default(n, m):
-        done = _reset(m)
+        done = reset_(m)
         if m in inside and not isinstance(m, recurrent_types) and m.weight.ndim>1:
             new_weight(m, nn.init.xavier_uniform_)
-        return new_bias(m, nn.init.zeros_) if m in heads else done
+        if m not in heads: return done
+        reset_attention_(heads[m], force)
+        return new_bias(m, nn.init.zeros_)
     def _why_not(m): return None if hasattr(m, 'reset_parameters') else 'has no reset_parameters()'
     return each_layer(model, layers, force, _default, _why_not)
 
@@ -273,12 +264,12 @@ def init_split(
     measures = _takes(f, 'include_paramless') # as LSUV
     if measures: kwargs['include_paramless'] = include_paramless
     runs = todo or measures or not _takes(f, 'layers') # which may know other layers
-    with all_or_nothing([] if measures and is_ours(f) else model.parameters()):
-        with unmoved_rng(): res = run_scheme(f, model, todo, *xb, **kwargs) if runs else None
+    with all_or_nothing([] if measures and is_ours(f) else model.parameters()) as saved:
+        with own_draws(params_to_fill(model, todo)): res = run_scheme(f, model, todo, *xb, **kwargs) if runs else None
         report = res if isinstance(res, InitReport) else init_stats(model, *xb, include_paramless=include_paramless)
         report.scheme = scheme_name(scheme)
         if not measures:
-            if todo.by_default: report.notes += unknown_note(model)
+            if todo.by_default: report.notes += unknown_note(model, saved)
             report.mark(todo.left)
             warn_left(todo.left, stacklevel=4) # of `init_`
     return report

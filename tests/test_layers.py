@@ -164,5 +164,10 @@ class Own(nn.Module):
     (dict(scalar=torch.tensor(1.)), 0, None)])
 def test_weights_of_unknown_types(params, n, choosable):
     "Matrices and more that are neither biases nor tables: how many, and can they be named in `layers=`"
-    found = unknown_weights(nn.Sequential(Own(**params), nn.Linear(2,2), nn.Embedding(3,3), nn.LayerNorm((2,2)), nn.MultiheadAttention(4,2), nn.GRU(2,2)))
+    found = unknown_weights(nn.Sequential(Own(**params), nn.Linear(2,2), nn.Embedding(3,3), nn.LayerNorm((2,2)), nn.GRU(2,2)))
     assert found==({'0':('Own', n, choosable)} if n else {})
+
+def test_weights_of_attention_and_weights_not_to_count():
+    m = nn.Sequential(nn.MultiheadAttention(4,2), nn.MultiheadAttention(4, 2, kdim=3), Own(a=torch.ones(3,3), b=torch.ones(3,2)))
+    assert unknown_weights(m)=={'0':('MultiheadAttention', 1, False), '1':('MultiheadAttention', 3, False), '2':('Own', 2, False)}
+    assert unknown_weights(m, lambda p: p.shape==(3,2))=={'2':('Own', 1, False)}

@@ -445,6 +445,41 @@ def test_default_of_containers():
     assert layer(m).weight.abs().max().item()==pytest.approx(1/8, rel=0.02)
     assert default_(nn.Transformer(64, 4, 1, 1, 128), layers=(nn.LayerNorm,nn.Linear)).encoder.norm.weight.eq(1).all()
 
+def test_default_of_attention_itself():
+    "Query, key and value, biases, `bias_k`; what they were before is gone; bounds of Xavier's to 3 %; frozen ones stay, unless forced"
+    for kdim in (None, 32):
+        m = nn.MultiheadAttention(64, 4, kdim=kdim, vdim=kdim, add_bias_kv=True)
+        with torch.no_grad():
+            for p in m.parameters(): p.fill_(7.)
+        default_(m)
+        bounds = {k:math.sqrt(6/sum(p.shape)) for k,p in m._parameters.items() if p is not None and p.ndim==2}
+        assert len(bounds)==(1 if kdim is None else 3)
+        for k,b in bounds.items(): assert getattr(m, k).abs().max().item()==pytest.approx(b, rel=0.03)
+        assert not m.in_proj_bias.any() and 0.05<m.bias_k.std().item()<0.5 and not m.out_proj.bias.any()
+    m.q_proj_weight.requires_grad_(False).fill_(7.)
+    assert default_(m).q_proj_weight.eq(7).all() and not default_(m, force=True).q_proj_weight.eq(7).any()
+
+def test_attention_is_left_alone_by_others_and_it_is_said():
+    m,x = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True),torch.randn(4,5,16)
+    was = m.self_attn.in_proj_weight.detach().clone()
+    said = 'the query, key and value weights of 1 attention module (first: self_attn) stay as they are: they are in no layer of their own'
+    for scheme in ('kaiming','xavier','normal'):
+        assert init_(m, scheme, x).notes.count(said)==1 and m.self_attn.in_proj_weight.equal(was)
+    assert lsuv_(m, x).notes.count(said)==1 and m.self_attn.in_proj_weight.equal(was)
+    for f in (lambda: init_(m, 'default', x), lambda: lsuv_(m, x, pre='default')):
+        was = m.self_attn.in_proj_weight.detach().clone()
+        assert said not in f().notes and not m.self_attn.in_proj_weight.equal(was)
+    def mine_(model): nn.init.zeros_(model.self_attn.in_proj_weight)
+    assert said not in init_(m, mine_, x).notes
+
+def test_attention_is_as_before_on_an_error():
+    "`pre='default'` draws its query, key and value weights; then a layer fails"
+    m = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    m.linear2.register_forward_hook(lambda *_: 1/0)
+    was = {k:v.clone() for k,v in m.state_dict().items()}
+    with pytest.raises(ZeroDivisionError): lsuv_(m, torch.randn(4,5,16), pre='default')
+    assert all(torch.equal(v, was[k]) for k,v in m.state_dict().items())
+
 class Counts(nn.Linear):
     "A layer that remembers its resets, in itself"
     resets = 0

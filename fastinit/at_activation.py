@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from .tensors import *
 from .layers import *
 from .acts import *
+from .state import *
 from .probe import *
 from .stats import *
 from .correction import *

@@ -9,6 +9,7 @@ __all__ = ['residual_branches', 'never_heard']
 
 # %% ../nbs/08_branches.ipynb #3c59b51a
 from fastai.basics import *
+import warnings
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
@@ -101,11 +102,12 @@ def behind(self:_Graph, node, src):
 
 # %% ../nbs/08_branches.ipynb #27ee593e
 @patch
-def is_projection(self:_Graph, short, branch):
+def is_projection(self:_Graph, short, branch, streams):
     "Is `short` a layer on what `branch` begins with, and not one of the branch, as in a recurrent network?"
     src = self.source(short)
     if src is self.source(branch): return False
     behind = self.behind(branch, src)
+    if not streams.keys().isdisjoint(behind - {src}): return False # it began before, as what all blocks get of a time
     return src in behind and self.layer_of[short] not in {self.layer_of.get(o) for o in behind}
 
 @patch
@@ -127,7 +129,7 @@ def is_residual(self:_Graph, branch, short, streams):
         if short in self.behind(branch, short): return short is not branch
         if short not in streams: break
         short = streams[short] # branches side by side: x + f(x) + g(x)
-    return short in self.layer_of and self.is_projection(short, branch)
+    return short in self.layer_of and self.is_projection(short, branch, streams)
 
 # %% ../nbs/08_branches.ipynb #d4581f94
 _sums = ('AddBackward','SubBackward','LerpBackward') # a − b and a + t·(b − a) are sums too
@@ -166,9 +168,11 @@ def _marked(o): # A leaf of the graph
     return o.detach().clone().requires_grad_().clone() if has_moments(o) else o
 
 def _two_items(xb):
-    "Two items of all that has the length of the batch"
-    n = next((o.size(0) for o in xb if isinstance(o, Tensor) and o.ndim), 0)
-    return [o[:2] if isinstance(o, Tensor) and o.ndim and o.size(0)==n and not o.is_nested else o for o in xb]
+    "Two items of all that has the length of the batch; all of them where something is sparse or nested"
+    tensors = [o for o in xb if isinstance(o, Tensor)]
+    if any(o.layout!=torch.strided or o.is_nested for o in tensors): return xb
+    n = next((o.size(0) for o in tensors if o.ndim), 0)
+    return [o[:2] if isinstance(o, Tensor) and o.ndim and o.size(0)==n else o for o in xb]
 
 # %% ../nbs/08_branches.ipynb #548a47e9
 def _some(grads): # whatever comes to a sum from behind, may that be 0
@@ -177,6 +181,12 @@ def _some(grads): # whatever comes to a sum from behind, may that be 0
 def _silence(m):
     scaled_param(m).data.zero_() # a parameter that is saved
     if isinstance(b := getattr(m, 'bias', None), Tensor): b.data.zero_()
+
+def _own_weights(model):
+    "Those of modules of unknown type, which are in no layer that is hooked"
+    res = []
+    unknown_weights(model, res.append)
+    return res
 
 def _branches(model, xb, silent=()):
     "As `residual_branches`, from one forward pass of all of `xb`; or the `silent` ones that get no gradient"
@@ -187,6 +197,7 @@ def _branches(model, xb, silent=()):
     graph,hooks = _Graph(layers, norms),[]
     only_activations = require_grad(model, False) # have gradients, and are in the graph
     with torch.inference_mode(False), probing(model, *xb), only_activations, backward_pass(model):
+        for p in _own_weights(model): p.requires_grad_() # what they are applied to is no way around a layer
         for m in (m for m,n in names.items() if n in silent): _silence(m)
         try:
             hooks += [m.register_forward_hook(graph.hook) for m in [*layers, *norms]]
@@ -203,8 +214,12 @@ def _branches(model, xb, silent=()):
 
 def _of_two_items(model, xb, silent=()):
     model = unwrap(check_model(model))
-    try: return _branches(model, _two_items(xb), silent)
-    except InitError: return _branches(model, xb, silent) # an edge list, say, names items that are not there
+    with suppress(InitError): return _branches(model, _two_items(xb), silent)
+    try: return _branches(model, xb, silent) # an edge list, say, names items that are not there
+    except InitError as e:
+        with probing(model, *xb): forward(model, *xb) # or it takes gradients of its own weights
+        warnings.warn(f'residual branches cannot be looked for: {e}', stacklevel=4)
+        return set() if silent else {}
 
 def residual_branches(
     model:nn.Module, # Any model that autograd can follow; stays bit-identical

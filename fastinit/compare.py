@@ -18,6 +18,7 @@ from .tensors import *
 from .layers import *
 from .acts import *
 from .rng import *
+from .state import *
 from .probe import *
 from .pool import *
 from .report import *

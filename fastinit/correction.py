@@ -17,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 from .tensors import *
 from .layers import *
 from .rng import *
+from .state import *
 from .probe import *
 from .pool import *
 from .stats import *

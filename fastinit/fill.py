@@ -14,6 +14,7 @@ from collections.abc import Callable,Iterable,Iterator
 from contextvars import ContextVar
 from typing import Any
 from .layers import *
+from .state import *
 from .probe import *
 from .report import *
 from torch.nn.utils.parametrize import is_parametrized

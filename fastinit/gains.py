@@ -166,7 +166,7 @@ def auto_gains(
     "The gain that each layer needs for the activation before it; raises `ValueError` if torch.fx cannot trace `model`."
     model,tracer = unwrap(model),_Tracer()
     if not is_leaf(model) and tracer.is_leaf_module(model, ''): return _inside('', model)
-    with untouched(layer_names(model)): # the forward is run, on no data
+    with untouched(all_modules(model)): # the forward is run, on no data
         try: graph = tracer.trace(model)
         except Exception as e:
             raise ValueError(f"nonlinearity='auto' cannot trace {type(model).__name__} ({e}): "

@@ -17,6 +17,7 @@ from .tensors import *
 from .layers import *
 from .acts import *
 from .rng import *
+from .state import *
 from .probe import *
 from .pool import *
 from .stats import *

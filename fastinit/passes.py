@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import ExitStack,contextmanager
 from dataclasses import replace
 from .layers import *
+from .state import *
 from .probe import *
 from .stats import *
 from .report import *

@@ -15,6 +15,7 @@ from collections.abc import Callable,Iterable
 from typing import Any
 from .tensors import *
 from .layers import *
+from .state import *
 from .probe import *
 from .pool import *
 from .stats import *

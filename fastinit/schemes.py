@@ -16,6 +16,7 @@ from .layers import *
 from .acts import *
 from .gains import *
 from .rng import *
+from .state import *
 from .probe import *
 from .report import *
 from .fill import *

@@ -136,7 +136,8 @@ def same_bits(
     b:Tensor, # Of the same shape and dtype
 )->bool: # NaN is equal to NaN here, and in real numbers 0 is not −0
     "Are the values of `a` and `b` the same, bit by bit?"
-    if a.is_floating_point() and type(a.data) is Tensor and a.stride()==b.stride(): return torch.equal(*_words(a, b))
+    plain = type(a.data) is Tensor and not (a.is_neg() or b.is_neg())
+    if a.is_floating_point() and plain and a.stride()==b.stride(): return torch.equal(*_words(a, b))
     return torch.equal(a, b) or bool(((a==b) | (a!=a) & (b!=b)).all())
 
 # %% ../nbs/00_tensors.ipynb #9435e822

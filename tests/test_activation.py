@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 from fastinit.all import *
 from fastinit.at_activation import ActivationCorrection, AfterActivation, NextActivation, function_kind, solve_scale
-from fastinit.probe import Saved
+from fastinit.state import Saved
 from fastinit.stats import Moments
 
 z = torch.randn(64, 100, generator=torch.Generator().manual_seed(0))

@@ -259,3 +259,70 @@ def test_an_error_is_no_branch():
     assert residual_branches(m, torch.randn(8,20))=={}
     lsuv_residual_(m, torch.randn(64,20))
     assert m.dec.weight.any()
+
+# What is no way around a layer
+
+class Conditioned(nn.Module):
+    "As in a diffusion model: what is known of the time is added within each block"
+    def __init__(self):
+        super().__init__()
+        self.inner,self.time,self.last = nn.Linear(8,8),nn.Linear(8,8),nn.Linear(8,8)
+    def forward(self, x, t): return x + self.last(F.silu(self.inner(x) + self.time(t)))
+
+class Denoiser(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.time,self.first,self.blocks,self.out = nn.Linear(1,8),nn.Linear(2,8),nn.ModuleList(Conditioned() for _ in range(3)),nn.Linear(8,2)
+    def forward(self, x, t):
+        t,x = self.time(t).relu(),self.first(x)
+        for b in self.blocks: x = b(x, t)
+        return self.out(x)
+
+def test_what_all_blocks_get_is_no_projection():
+    "A layer on the time, beside the inner layer of a block: one branch a block ends, in its last layer"
+    m,x = Denoiser(),(torch.randn(16,2), torch.rand(16,1))
+    assert list(residual_branches(m, *x))==[f'blocks.{i}.last' for i in range(3)]
+    lsuv_residual_(m, *x)
+    assert [n for n,l in m.named_modules() if isinstance(l, nn.Linear) and not l.weight.any()]==[f'blocks.{i}.last' for i in range(3)]
+
+class Spectral(nn.Module):
+    "Two ways side by side, each with a weight, one of them a parameter: none goes around the other"
+    def __init__(self):
+        super().__init__()
+        self.first,self.weight,self.beside,self.out = nn.Linear(3,8),nn.Parameter(torch.randn(8,8)*0.3),nn.Linear(8,8),nn.Linear(8,1)
+    def forward(self, x):
+        h = self.first(x)
+        return self.out(F.gelu(h@self.weight + self.beside(h)))
+
+def test_a_parameter_makes_a_way_with_a_weight():
+    m,x = Spectral(),torch.randn(4,3)
+    with Unchanged(m): assert residual_branches(m, x)=={}
+    assert lsuv_residual_(m, x).notes[0]=='no residual branches were found' and m.beside.weight.any()
+
+class Graph(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a,self.b,self.out = nn.Linear(6,6),nn.Linear(6,6),nn.Linear(6,3)
+    def forward(self, links, x): return self.out(x + self.b(torch.sparse.mm(links, self.a(x)).relu()))
+
+@pytest.mark.parametrize('sparse', [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr])
+def test_sparse_inputs(sparse):
+    "Passed as they are, with all items of the others"
+    x = sparse((torch.rand(12,12)>0.6).float()),torch.randn(12,6)
+    assert residual_branches(Graph(), *x)=={'b':False} and lsuv_residual_(Graph(), *x)['b'].status=='zero'
+
+class Adapts(nn.Module):
+    "Takes a step of training in its forward"
+    def __init__(self):
+        super().__init__()
+        self.a,self.out = nn.Linear(6,8),nn.Linear(8,1)
+    def forward(self, x):
+        with torch.enable_grad(): grad, = torch.autograd.grad(self.out(self.a(x)).square().mean(), self.a.weight)
+        return self.out(F.linear(x, self.a.weight - 0.01*grad, self.a.bias))
+
+def test_a_model_that_takes_gradients_of_its_weights():
+    "Its branches cannot be looked for, and that is said; the rest is done"
+    m,x = Adapts(),torch.randn(16,6)
+    with pytest.warns(UserWarning, match='residual branches cannot be looked for: Adapts'): r = lsuv_residual_(m, x)
+    assert (r.df.status=='ok').all() and (r.df['std']-1).abs().max()<0.02
+    with pytest.raises(InitError, match='failed on a batch'): residual_branches(m, x[:,:2])

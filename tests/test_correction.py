@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 from fastinit.all import *
 from fastinit.correction import Affine, ChannelCorrection, Correction, Step, to_target
-from fastinit.probe import Saved
+from fastinit.state import Saved
 from fastinit.stats import Moments
 
 x = torch.randn(64, 30, generator=torch.Generator().manual_seed(0))

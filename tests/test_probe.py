@@ -1,13 +1,15 @@
 "A pass that leaves no trace: each kind of state, each mode, each random generator; and what an error says"
-import random, warnings
-from collections import deque
+import math, random, warnings
+from collections import OrderedDict, deque
+from copy import deepcopy
 from types import SimpleNamespace
 import numpy as np, pytest, torch
 from torch import nn
 from fastinit.acts import GeneralReLU
 from fastinit.all import init_stats, lsuv_
 from conftest import Unchanged
-from fastinit.probe import InitError, Saved, all_or_nothing, forward, probing, rerun, same_bits, unmoved_rng
+from fastinit.probe import InitError, all_modules, forward, probing, rerun, same_bits, unmoved_rng
+from fastinit.state import Saved, all_or_nothing, backs_of
 
 nan = float('nan')
 
@@ -426,3 +428,71 @@ def test_rerun():
     rerun(m, (torch.ones(2,3),), {})
     assert calls==['before','before, with keywords'] and torch.equal(torch.get_rng_state(), rng)
     assert rerun(nn.Linear(3,3), (), dict(input=torch.ones(2,3))).shape==(2,3)
+
+# What others use too, and what refuses to be written
+
+class Frozen(OrderedDict):
+    def update(self, *args, **kwargs): raise TypeError('frozen')
+
+class Own(list):
+    def clear(self): raise TypeError('immutable')
+    extend = append = clear
+
+def test_values_of_others_are_not_written():
+    "A Python module, a dict and a list with methods of their own, a read-only array, a quantized tensor, one with the bit for minus"
+    array = np.broadcast_to(np.arange(3.), (2,3))
+    quantized,minus = torch.quantize_per_tensor(torch.randn(3), 0.1, 0, torch.qint8),torch.randn(3, dtype=torch.cfloat).conj().imag
+    values = dict(module=math, config=Frozen(width=8), shapes=Own([1,2]), array=array, quantized=quantized, minus=minus)
+    names,was = len(vars(math)),(quantized.clone(), minus.clone())
+    m,x = nn.Sequential(nn.Linear(10,3)),torch.randn(8,10)
+    for k,v in values.items(): setattr(m, k, v)
+    m.inside = SimpleNamespace(functional=nn.functional)
+    for f in (init_stats, lsuv_): f(m, x)
+    assert len(vars(math))==names and callable(nn.functional.relu) and isinstance(len, object)
+    assert m.config=={'width':8} and m.shapes==[1,2] and m.array is array and torch.equal(m.quantized, was[0]) and torch.equal(m.minus, was[1])
+
+def test_what_refuses_is_put_back_if_it_was_written():
+    d,l = Frozen(width=8, depth=2),Own([1,2])
+    back, = backs_of([[d, l]])
+    OrderedDict.__setitem__(d, 'width', 9)
+    OrderedDict.move_to_end(d, 'width')
+    list.append(l, 3)
+    back()
+    assert list(d.items())==[('width',8),('depth',2)] and list(l)==[1,2]
+
+def test_what_nobody_changed_is_not_written():
+    class Counts(dict):
+        writes = 0
+        def __setitem__(self, k, v): Counts.writes += 1; super().__setitem__(k, v)
+    d,s,q = Counts(a=1),{1,2},deque([1,2], maxlen=2)
+    for f in backs_of([d, s, q, (d, s)]): f()
+    assert Counts.writes==0 and s=={1,2} and list(q)==[1,2] and q.maxlen==2
+
+class Student(nn.Module):
+    "Its teachers are kept where `modules()` does not look, one of them with a frozen normalization"
+    def __init__(self):
+        super().__init__()
+        def teacher(): return nn.Sequential(nn.Linear(10,3), nn.BatchNorm1d(3), nn.Dropout(0.5))
+        self.a,self.teachers,self.by_name = nn.Linear(10,3),[teacher(), teacher().eval()],{'late':teacher()}
+        self.__dict__['hidden'] = teacher()
+    def all(self): return [*self.teachers, self.by_name['late'], self.hidden]
+    def forward(self, x): return self.a(x) + sum(t(x) for t in self.all())
+
+@pytest.mark.parametrize('training', [True, False])
+def test_hidden_modules_are_left_alone_too(training):
+    m,x = Student().train(training),torch.randn(32,10)+3
+    assert [all_modules(m)[o] for o in (m, m.a, m.teachers[1][0], m.by_name['late'][1], m.hidden)]==['Student','a','teachers.0','by_name.1','hidden']
+    states = [deepcopy(t.state_dict()) for t in m.all()]
+    with probing(m, x):
+        once = m(x)
+        assert torch.equal(once, m(x)) # no dropout
+        assert [t[1].training for t in m.all()]==[True,False,True,True] and not any(t[2].training for t in m.all())
+    for f in (init_stats, lsuv_): f(m, x)
+    assert [t.training for t in m.all()]==[True,False,True,True]
+    for t,was in zip(m.all(), states): assert all(torch.equal(v, was[k]) for k,v in t.state_dict().items())
+
+def test_a_compiled_module_inside_gets_no_attribute():
+    m = nn.Sequential(torch.compile(nn.Linear(4,3), backend='eager'))
+    had = set(vars(m[0]))
+    init_stats(m, torch.randn(8,4))
+    assert set(vars(m[0]))==had and m[0].training

@@ -65,7 +65,7 @@ def test_learns_from_gradients(k):
 
 def test_vit():
     notes = start('lsuv_residual', 'vit')[1].notes
-    assert len(notes)==1 and '24 residual branches' in notes[0]
+    assert len(notes)==2 and '24 residual branches' in notes[0] and notes[1].startswith('the query, key and value weights of 12 attention modules')
 
 def test_sweep_and_losses(tmp_path, monkeypatch):
     "The two commands, on one cell each"

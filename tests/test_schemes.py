@@ -496,3 +496,24 @@ def test_parts_of_a_fill():
     m = nn.Linear(4,4)
     with torch.no_grad(): new_weight(m, lambda w: w.fill_(2.))
     assert m.weight.eq(2).all()
+
+# Random numbers
+
+def draws(n=2):
+    "(models with weights of their own, a batch)"
+    return [nn.Sequential(nn.Linear(10,20), nn.ReLU(), nn.Linear(20,3)) for _ in range(n)],torch.randn(16,10)
+
+@pytest.mark.parametrize('f', [lsuv_, lambda m,x: init_(m, 'kaiming', x), lambda m,x: init_(m, 'orthogonal', x), lambda m,x: init_(m, 'lsuv', x)])
+def test_two_networks_get_two_draws(f):
+    "As twin critics and ensembles need, though the random state is put back; the same seed gives the same weights, and the next noise is not made of them"
+    (a,b),x = draws()
+    state = torch.get_rng_state()
+    same = deepcopy(a)
+    for m in (a,b,same): f(m, x)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(p, q) for p,q in zip(a.parameters(), same.parameters()))
+    pairs = torch.stack([a[0].weight.flatten(), b[0].weight.flatten(), torch.randn(200)]).detach().corrcoef()
+    assert all(abs(pairs[i,j])<0.3 for i,j in ((0,1),(0,2),(1,2)))
+    torch.manual_seed(1)
+    f(same, x)
+    assert not torch.equal(same[0].weight, a[0].weight)

@@ -35,7 +35,7 @@ class Affine:
         "`o`, changed in place, in one pass over it where scale and shift are numbers"
         if self.shift is None: return o.mul_(self.scale)
         if isinstance(self.scale, Tensor) or isinstance(self.shift, Tensor): return o.mul_(self.scale).add_(self.shift)
-        return torch.add(torch.tensor(self.shift, dtype=o.dtype), o, alpha=self.scale, out=o)
+        return torch.add(torch.tensor(self.shift, dtype=o.dtype, device=o.device), o, alpha=self.scale, out=o)
 
     def on_(self, m:nn.Module)->None:
         "Change weight and bias of `m` so that it gives what `self` makes of its output"

@@ -87,7 +87,8 @@ def _state(mods, notes, xb, but):
 @contextmanager
 def _modes(names, notes, bs):
     "Normalization by the batch's statistics unless the user froze it, the rest in evaluation mode"
-    def _too_small(m, xs):
+    def _too_small(m, args, kwargs):
+        xs = args or tuple(kwargs.values())
         per_channel = xs[0][0,0].numel() if isinstance(m, _InstanceNorm) else xs[0].numel()//xs[0].shape[1]
         if m.training and per_channel<2:
             m.training = False
@@ -104,7 +105,7 @@ def _modes(names, notes, bs):
     norms = {m for m in names if isinstance(m, _NormBase) and m not in frozen}
     was = {m:m.training for m in names},{m:m.track_running_stats for m in norms if is_batchnorm(m)}
     _set({m:m in norms for m in names}, dict.fromkeys(was[1], False))
-    hooks = [m.register_forward_pre_hook(_too_small) for m in norms if bs<2 or isinstance(m, _InstanceNorm)]
+    hooks = [m.register_forward_pre_hook(_too_small, with_kwargs=True) for m in norms if bs<2 or isinstance(m, _InstanceNorm)]
     if frozen:
         _note(notes, f'{len(frozen)} normalization layers are in evaluation mode and used their running statistics')
     try: yield

@@ -56,7 +56,7 @@ def own_draws(
     with unmoved_rng():
         state = torch.randint(2**32, (), device='cpu').item()
         firsts = read_all(p.detach().as_strided((), ()) for p in params if p.numel() and p.layout==torch.strided)
-        _seed_all(zlib.crc32(np.array(firsts, dtype=np.float64).tobytes(), state))
+        _seed_all(zlib.crc32(np.array(firsts, dtype=np.float64).tobytes(), int(state)))
         yield
 
 # %% ../nbs/02_rng.ipynb #b2d0c007

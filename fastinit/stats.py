@@ -254,10 +254,13 @@ def backward_pass(model):
     not, and reentrant checkpoints the graph of what is in them."""
     def _plain(f, preserve, *args): return f(*args)
     rnn = any(isinstance(m, nn.RNNBase) for m in model.modules())
+    was = vars(CheckpointFunction).get('apply') # of another such context around this one
     CheckpointFunction.apply = _plain
     try:
         with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False) if rnn else nullcontext(): yield
-    finally: del CheckpointFunction.apply
+    finally:
+        del CheckpointFunction.apply
+        if was is not None: CheckpointFunction.apply = was
 
 def _backward(model, loss_func, xb, yb, ps):
     "One forward and one backward pass that leaves no gradients"

@@ -71,8 +71,8 @@ statuses = {
 small_by_design = 'a factor that starts small by design, such as a LayerScale, needs nothing: training lets it grow'
 _unscaled = 'LSUV scaled nothing there: put a normalization layer after it, or scale what comes before by hand'
 _by_type = {
-    'Norm':'a normalization gives what its weight and its running statistics make of its input: look at those',
-    'Scale|Affine':small_by_design,
+    'Norm(?!ed|al)':'a normalization gives what its weight and its running statistics make of its input: look at those',
+    'LayerScale|^(Scale|Affine)([123]d)?$':small_by_design,
     '^Embedding':'an embedding is initialized only if it is named in `layers=`; or put a normalization layer after it'}
 _at_its_limit = "the activation needs so large an input; one like tanh is saturated there: use std=0.6, or at='layer'"
 _no_scale = "no scale of the layer gives the target std after its activation: use another activation, or at='layer'"
@@ -88,7 +88,8 @@ def remedy_for(
     if status=='off target': return _does_not_follow if pd.isna(row.get('std_after', math.nan)) else _no_scale
     if status in ('exploding','vanishing'):
         if pd.notna(row.get('scale', math.nan)): return _at_its_limit if at=='activation' else _does_not_follow
-        if text := first(text for kind,text in _by_type.items() if re.search(kind, row['type'])): return text
+        text = first(text for kind,text in _by_type.items() if re.search(kind, row['type']))
+        if text and (status=='vanishing' or text!=small_by_design): return text
         if 'scale' in row: return _unscaled
         if scheme: return 'initialize with LSUV, or put a normalization layer after it'
     return statuses[status].remedy if status in statuses else ''

@@ -104,10 +104,17 @@ def _noted(load):
 
 def _kinds(cls): return [cls, *(k for o in cls.__subclasses__() for k in _kinds(o))]
 
-if not hasattr(_lr_find, '__wrapped__'):
-    Learner.lr_find = _lr_find_after
-    for c in _kinds(Learner): # text's has a `load` of its own
-        if 'load' in vars(c): c.load = _noted(c.load)
+def _note_loads(cls):
+    if 'load' in vars(cls): cls.load = _noted(cls.load)
+
+def _init_subclass(cls, **kwargs):
+    super(Learner, cls).__init_subclass__(**kwargs)
+    _note_loads(cls)
+
+if not hasattr(Learner, '_notes_loads'): # or this module is run once more
+    Learner._notes_loads,Learner.lr_find = True,_lr_find_after
+    setattr(Learner, '__init_subclass__', classmethod(_init_subclass)) # those to come may have a `load` too, as text's
+    for c in _kinds(Learner): _note_loads(c)
 
 # %% ../nbs/15_trained.ipynb #10b05092
 def _first_groups(groups):

@@ -326,3 +326,17 @@ def test_a_model_that_takes_gradients_of_its_weights():
     with pytest.warns(UserWarning, match='residual branches cannot be looked for: Adapts'): r = lsuv_residual_(m, x)
     assert (r.df.status=='ok').all() and (r.df['std']-1).abs().max()<0.02
     with pytest.raises(InitError, match='failed on a batch'): residual_branches(m, x[:,:2])
+
+class Way(nn.Module):
+    def __init__(self, f):
+        super().__init__()
+        self.f,self.first,self.a,self.g,self.out = f,nn.Linear(6,6),nn.Linear(6,6),nn.Linear(6,6),nn.Linear(6,3)
+    def forward(self, x): return self.out(self.f(self, self.first(x)))
+
+@pytest.mark.parametrize('f', [lambda s,x: x.lerp(s.a(x), 0.5), lambda s,x: x + s.a(x)*F.hardsigmoid(s.g(x))])
+def test_other_sums_and_gates(f): assert residual_branches(Way(f), torch.randn(4,6))=={'a':False}
+
+def test_a_branch_whose_gradient_would_be_nan_is_not_silenced():
+    "The root of 0"
+    r = lsuv_residual_(Way(lambda s,x: x + (s.a(x)**2).sqrt()), torch.randn(16,6))
+    assert r['a'].status=='ok' and r['a']['std']==pytest.approx(1, rel=0.02)

@@ -161,7 +161,7 @@ def test_a_layer_that_does_not_depend_on_its_weight():
     "It alone gets its weights back, those of before the scheme that comes first; the others keep what the scheme drew"
     def model(): torch.manual_seed(0); return nn.Sequential(nn.Linear(30,20), nn.ReLU(), Standardized(20,20), nn.ReLU(), nn.Linear(20,10))
     m,drawn,was = model(),model(),model().state_dict()
-    torch.manual_seed(1); kaiming_(drawn)
+    torch.manual_seed(1); init_(drawn, 'kaiming', x)
     torch.manual_seed(1)
     with pytest.warns(UserWarning, match='not affine'): report = lsuv_(m, x)
     assert report.left=={'2':'not affine'} and torch.equal(m[2].weight, was['2.weight']) and torch.equal(m[2].bias, was['2.bias'])
@@ -225,3 +225,17 @@ def test_by_channel_without_a_bias():
     c = ChannelCorrection({'0':m}, Moments())
     with torch.no_grad(), c: out = m(torch.randn(6,3,9,9)+1)
     assert out.std().item()==pytest.approx(1., rel=1e-5) and isinstance(c.done['0'].mean_before, float)
+
+def test_by_channel_of_a_group_norm():
+    m = nn.GroupNorm(2, 6)
+    nn.init.uniform_(m.weight, 0.5, 2)
+    m.bias.data = torch.arange(6.)
+    c = ChannelCorrection({'0':m}, Moments())
+    with torch.no_grad(), c: out = m(torch.randn(8,6,6,6))
+    assert out.mean((0,2,3)).abs().max()<1e-5 and out.std().item()==pytest.approx(1, rel=1e-3)
+
+def test_a_shift_on_another_default_device():
+    m = nn.Linear(3,4)
+    was = m.bias.detach().clone()
+    with torch.device('meta'): Affine(2., 1.).on_(m)
+    assert torch.equal(m.bias, was*2+1)

@@ -1,5 +1,5 @@
 "The callbacks on real Learners: once, at the right time, and never on weights that must not be lost."
-import gc, itertools, pickle, random, re, warnings, weakref
+import gc, itertools, pickle, random, re, subprocess, sys, warnings, weakref
 from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 import pytest, torch
@@ -268,6 +268,34 @@ def trained(tmp_path, name='a', **kwargs):
 LOADS = dict(load=lambda l,p: l.load('a'), without_optimizer=lambda l,p: l.load('a', with_opt=False), 
              load_model=lambda l,p: load_model(p/'a.pth', l.model, None, with_opt=False),
              load_state_dict=lambda l,p: l.model.load_state_dict(torch.load(p/'a.pth', weights_only=False)['model']))
+def test_loaded_by_a_learner_that_was_defined_later(tmp_path):
+    "With a `load` of its own that knows nothing of fastai's, as of a module that is imported after fastinit"
+    class Mine(Learner):
+        def load(self, file):
+            self.model.load_state_dict(torch.load(self.path/f'{file}.pth', weights_only=False)['model'])
+            return self
+    class Further(Mine): pass
+    a = trained(tmp_path)
+    for kind in (Mine, Further):
+        b = quiet(kind(data(), net(), loss_func=CrossEntropyLossFlat(), path=tmp_path)).load('a')
+        b.add_cb(LSUVCallback())
+        with b.no_logging(), one_warning('3 loaded .0, 2, 4.'): b.fit(1, 0.)
+        assert same(weights(a), weights(b))
+
+@pytest.mark.parametrize('first', ['fastinit', 'fastai', 'wrapped'])
+def test_load_is_noted_whatever_was_imported_first(first):
+    "Each `load`, once; also where another plugin has wrapped `lr_find` before"
+    code = dict(fastinit='from fastinit.all import *; from fastai.text.all import *', fastai='from fastai.text.all import *; from fastinit.all import *',
+        wrapped='import functools; from fastai.text.all import *; f = Learner.lr_find; Learner.lr_find = functools.wraps(f)(lambda *a,**k: f(*a,**k)); from fastinit.all import *')[first]
+    code += """
+from fastai.text.learner import TextLearner, LMLearner
+import fastinit.trained
+for c in (Learner, TextLearner):
+    assert c.load.__wrapped__ and not hasattr(c.load.__wrapped__, '__wrapped__'), c
+assert Learner.lr_find.__module__=='fastai.callback.schedule' and Learner.lr_find.__code__.co_name=='_lr_find_after'
+"""
+    subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True, timeout=300)
+
 @pytest.mark.parametrize('load', LOADS)
 @pytest.mark.parametrize('cb', [LSUVCallback, KaimingCallback])
 def test_loaded(tmp_path, load, cb):

@@ -235,3 +235,9 @@ def test_used_otherwise_first():
             return self.b(F.relu(x)+y)
     r = lsuv_(M(), torch.randn(64,30), at='activation')
     assert abs(r['a']['std']-1)<1e-5
+
+def test_two_equal_values_are_a_dead_layer():
+    "One value alone would have no std"
+    m = nn.Linear(4,1)
+    was = m.weight.detach().clone()
+    assert lsuv_(m, torch.ones(2,4), pre=None).df.status[0]=='dead' and torch.equal(m.weight, was)

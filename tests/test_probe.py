@@ -496,3 +496,12 @@ def test_a_compiled_module_inside_gets_no_attribute():
     had = set(vars(m[0]))
     init_stats(m, torch.randn(8,4))
     assert set(vars(m[0]))==had and m[0].training
+
+def test_a_normalization_called_with_a_keyword():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.n = nn.BatchNorm1d(3)
+        def forward(self, x): return self.n(input=x)
+    with probing(m := Net(), x := torch.randn(1,3)) as probe: m(x)
+    assert probe.notes==['n used its running statistics: the batch gives it one value a channel']

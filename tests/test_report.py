@@ -115,6 +115,13 @@ def test_remedies_by_what_the_layer_is():
     assert [ns for ns in r.remedies('vanishing').values()]==[['0'],['1','3'],['2']] and r.remedies('ok')=={}==r.remedies('typo')
     assert report('0', ['exploding'], scale=2.).remedies('exploding').keys()=={remedy_for('off target', {})} # LSUV did scale it
 
+@pytest.mark.parametrize('kind,status,word', [('LayerScale','vanishing','by design'), ('Affine','vanishing','by design'), ('Affine','exploding','initialize with LSUV'),
+    ('ScaledStdConv2d','vanishing','initialize with LSUV'), ('NormedLinear','vanishing','initialize with LSUV'), ('BatchNorm2d','exploding','a normalization gives'),
+    ('LayerNorm','vanishing','a normalization gives'), ('BatchNormAct2d','vanishing','a normalization gives'), ('InstanceNorm1d','vanishing','a normalization gives'), ('Scale2d','vanishing','by design')])
+def test_remedies_by_type(kind, status, word):
+    "A convolution whose weight is scaled is none that needs nothing, and what explodes does need something"
+    assert word in remedy_for(status, dict(type=kind))
+
 @pytest.mark.parametrize('n,last', [(3,None), (4,'and so did 1 other layer'), (5,'and so did 2 other layers')])
 def test_layers_that_give_something_else_in_each_call(n, last):
     rows = [Row(str(i), 'Linear', (8,4), 0., 1., calls=2, lowest=1., highest=3.) for i in range(n)]

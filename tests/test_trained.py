@@ -5,7 +5,7 @@ import matplotlib.pyplot as plt
 from torch import nn
 from copy import deepcopy
 from functools import partial
-from fastai.vision.all import (Adam, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, defaults, L, Learner, MSELossFlat, OptimWrapper, params, RMSProp, SGD)
+from fastai.vision.all import (Adam, Callback, CancelFitException, CrossEntropyLossFlat, DataLoader, DataLoaders, defaults, L, Learner, MSELossFlat, OptimWrapper, params, RMSProp, SGD)
 from fastai.callback.progress import ProgressCallback
 from fastai.collab import CollabDataLoaders, EmbeddingDotBias, collab_learner
 from fastai.callback.schedule import *
@@ -492,3 +492,22 @@ def test_loaded_before_the_callback_came(tmp_path, opt, with_opt, how):
     else: fit(learn, 1, 0., cbs=cb)
     assert set(cb.report.df.status)=={'loaded'}
     for a,b in zip(learn.model.parameters(), old.model.parameters()): assert torch.equal(a, b)
+
+def test_a_fit_that_was_cancelled_in_its_first_steps():
+    "SGD without momentum, no epoch ended, four rates that are the same: no range test"
+    class Stop(Callback):
+        def after_batch(self):
+            if self.training and self.iter==3: raise CancelFitException()
+    learn = learner(opt_func=partial(SGD, mom=0.))
+    fit(learn, 1, 0.1, cbs=Stop())
+    was = weights(learn.model)
+    learn.add_cb(LSUVCallback())
+    fit(learn, 1, 0.)
+    assert same(weights(learn.model), was)
+
+def test_an_optimizer_that_begins_with_a_state():
+    "Adagrad's has one before its first step"
+    learn = learner(opt_func=partial(OptimWrapper, opt=torch.optim.Adagrad), cbs=LSUVCallback())
+    learn.create_opt()
+    fit(learn, 1, 0.)
+    assert learn.lsuv.report.left=={}

@@ -6,13 +6,14 @@ Docs: https://fastinit.github.io/fastinit/fill.html.md"""
 
 # %% auto #0
 __all__ = ['draw_weight', 'orthonormal', 'new_weight', 'new_bias', 'reset_', 'reset_attention_', 'recurrent_', 'some_of',
-           'params_to_fill', 'with_matrix', 'speaking_of', 'each_layer', 'fill_layers']
+           'params_to_fill', 'bias_note', 'with_matrix', 'speaking_of', 'each_layer', 'fill_layers']
 
 # %% ../nbs/07_fill.ipynb #f111aa03
 from fastai.basics import *
 from collections.abc import Callable,Iterable,Iterator
 from contextvars import ContextVar
 from typing import Any
+from .tensors import *
 from .layers import *
 from .state import *
 from .probe import *
@@ -161,6 +162,21 @@ def params_to_fill(
     heads = attention_units(layer_names(model))
     attention = [p for m in todo.values() if m in heads for p in heads[m]._parameters.values() if p is not None]
     return [p for m in todo.values() for p in params_of(m)] + attention
+
+def bias_note(
+    todo:Layers, # Layers that were initialized
+    was:Saved, # What the parameters were before
+)->list: # One sentence, or none
+    "What had one value throughout, 0.1 or more, as a prior or an open gate has, and is another now."
+    before = {id(p):v for p,_,v in was.values}
+    biases = {n:m._parameters.get('bias') for n,m in todo.items()}
+    mine = {n:(b,before[id(b)].flatten()) for n,b in biases.items() if b is not None and id(b) in before and b.numel()>1}
+    firsts = iter(read_all(v[i] for _,v in mine.values() for i in (0,1)))
+    alike = [n for n in mine if next(firsts)==next(firsts) and abs(mine[n][1][0])>=0.1]
+    meant = [n for n in alike if bool((mine[n][1]==mine[n][1][0]).all()) and not was.unchanged(mine[n][0])]
+    if not meant or len(meant)==len(mine)>2: return [] # as LSUV leaves them
+    which = f"{len(meant)} bias{'es'*(len(meant)>1)} (first: {meant[0]}, {short_number(mine[meant[0]][1][0].item())})"
+    return [f'{which} had one value throughout, and another now: set it again if it was meant, as a prior is']
 
 def with_matrix(
     todo:Layers, # Layers to initialize

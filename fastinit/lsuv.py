@@ -179,6 +179,7 @@ def lsuv_(
             if not verify: notes.append(_predicted)
             report = _report(rows, passes, notes, left, at)
             if todo.by_default: report.notes += unknown_note(model, saved)
+            report.notes += bias_note(todo, saved)
             warn_left(report.left)
             _warn_slow(rows, std, tol)
     return report

@@ -74,10 +74,12 @@ def mark(self:InitReport,
     why:dict, # Dotted name → reason
 )->InitReport: # Itself
     "Say why layers were left alone; adds a row for one that was not called"
+    def _word(now, why): # a weight of 0 says nothing of a bias, and no reason hides a NaN
+        return now if why is None or now=='not finite' or why=='zero' and isinstance(now, str) and now!='dead' else why
     def _marked(df, why): # when the table is looked at
         df = (df() if callable(df) else df).set_index('layer')
         df = df.reindex([*df.index, *(n for n in why if n not in df.index)])
-        return df.assign(status=[why.get(n, s) for n,s in zip(df.index, df.status)]).reset_index()
+        return df.assign(status=[_word(s, why.get(n)) for n,s in zip(df.index, df.status)]).reset_index()
     if why: self.left,self.df = {**self.left, **why},partial(_marked, self._df, dict(why))
     return self
 

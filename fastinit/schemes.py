@@ -271,6 +271,7 @@ def init_split(
         report.scheme = scheme_name(scheme)
         if not measures:
             if todo.by_default: report.notes += unknown_note(model, saved)
+            report.notes += bias_note(todo, saved)
             report.mark(todo.left)
             warn_left(todo.left, stacklevel=4) # of `init_`
     return report

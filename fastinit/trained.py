@@ -113,7 +113,8 @@ def _init_subclass(cls, **kwargs):
 
 if not hasattr(Learner, '_notes_loads'): # or this module is run once more
     Learner._notes_loads,Learner.lr_find = True,_lr_find_after
-    setattr(Learner, '__init_subclass__', classmethod(_init_subclass)) # those to come may have a `load` too, as text's
+    subclasses:Any = Learner
+    subclasses.__init_subclass__ = classmethod(_init_subclass) # those to come may have a `load` too, as text's
     for c in _kinds(Learner): _note_loads(c)
 
 # %% ../nbs/15_trained.ipynb #10b05092

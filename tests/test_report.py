@@ -1,5 +1,5 @@
 "The report as a container, its copies, its words, and the page that shows it"
-import copy, pickle, re
+import copy, math, pickle, re
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest, torch
 from torch import nn
 from fastai.basics import deepcopy
@@ -189,3 +189,16 @@ def test_another_figure_of_that_number(unsaved):
     r.plot()
     plt.close(r.fig)
     assert plt.figure().number==r.fig.number and charts(r)==['stats']
+
+def test_a_reason_hides_no_nan_and_no_bias():
+    "What is left alone keeps the status of what was measured where the reason says nothing of it"
+    m,x = nn.Sequential(nn.Linear(10,20), nn.ReLU(), nn.Linear(20,3)),torch.randn(50,10)
+    nn.init.zeros_(m[2].weight)
+    m[2].bias.data = torch.tensor([2.,3.,4.])
+    r = lsuv_(m, x)
+    assert r['2'].status=='ok' and r.left=={'2':'zero'} and r['2']['std']==pytest.approx(0.82, rel=0.01)
+    m[2].bias.data.fill_(2)
+    assert lsuv_(m, x)['2'].status=='zero'
+    m[0].requires_grad_(False).weight.data[0,0] = math.nan
+    r = init_(m, 'kaiming', x)
+    assert r['0'].status=='not finite' and r.left['0']=='frozen' and 'not finite (first: 0)' in r.summary

@@ -517,3 +517,28 @@ def test_two_networks_get_two_draws(f):
     torch.manual_seed(1)
     f(same, x)
     assert not torch.equal(same[0].weight, a[0].weight)
+
+# Biases that mean something
+
+def detector(classes=8):
+    m = nn.Sequential(nn.Linear(16,32), nn.ReLU(), nn.Linear(32,classes))
+    nn.init.constant_(m[2].bias, -4.6)
+    return m,torch.randn(64,16)
+
+@pytest.mark.parametrize('f', [lsuv_, partial(lsuv_, pre=None), lambda m,x: init_(m, 'kaiming', x)])
+def test_a_prior_that_is_lost_is_named(f):
+    m,x = detector()
+    assert f(m, x).notes==['1 bias (first: 2, -4.6) had one value throughout, and another now: set it again if it was meant, as a prior is']
+
+def test_biases_of_which_nothing_is_said():
+    "Of one value only, 0, drawn, kept, or one value in each of many layers, as LSUV leaves them"
+    m,x = detector(1)
+    assert lsuv_(m, x).notes==[]
+    m,x = detector()
+    assert lsuv_(m, x, layers='0').notes==[] and (m[2].bias==-4.6).all()
+    m,x = detector()
+    nn.init.constant_(m[2].bias, 0.01)
+    assert lsuv_(m, x).notes==[]
+    deep = nn.Sequential(*[o for _ in range(4) for o in (nn.Linear(16,16), nn.ReLU())])
+    for _ in range(2): assert lsuv_(deep, x).notes==[]
+    assert deep[0].bias.unique().numel()==1

@@ -25,10 +25,10 @@ help:  ## what there is to make
 	$(PIP) -e '.[$*]'
 	@touch $@
 
-demo: .venv/base  ## train the article's convnet from three starts; charts in demo/
+demo: .venv/base  ## train the article's convnet from three initializations; charts in demo/
 	$(BIN)/fastinit-article simple --schemes 'default kaiming lsuv' --lrs 1e-3 --out demo
 
-# one notebook, one file of tests a core, THREADS threads each
+# one notebook or test file per core, THREADS threads each
 test: .venv/dev  ## the notebooks, then the tests
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/nbdev-test --n-workers 2
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n 2 --dist loadfile
@@ -48,7 +48,7 @@ docs: .venv/docs  ## the site, in _docs/
 bench: .venv/bench  ## every benchmark; figures in benchmarks/
 	for f in benchmarks/bench_*.py; do $(BIN)/python $$f || exit 1; done
 
-# needs the images in imagenette128/; may be ended at any time, and goes on after the last epoch: timeout 600 make gpu
+# needs the images in imagenette128/; may be ended at any time, and continues after the last epoch: timeout 600 make gpu
 gpu: .venv/bench benchmarks/one_pass_cuda.csv  ## on a GPU: LSUV's time and memory, and the article's experiments at its own size, 128 px
 	$(BIN)/python benchmarks/imagenette.py gpu
 

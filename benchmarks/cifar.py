@@ -1,4 +1,4 @@
-"""CIFAR-10: which activations train from which start in the LSUV paper's FitNet-4, and what `lsuv_residual` is worth.
+"""CIFAR-10: which activations train from which initialization in the LSUV paper's FitNet-4, and what `lsuv_residual` is worth.
 
     python benchmarks/cifar.py                               (all of cifar.ini, seed by seed)
     python benchmarks/cifar.py fitnet4_relu --seeds 0 --out benchmarks/cifar/fitnet4_relu    (then as fastinit-article)

@@ -1,7 +1,7 @@
 """Imagenette, the article's own data: its simple convnet, its xresnet50 without normalization, with scale and bias, with batchnorm; twenty plain layers.
 
     python benchmarks/imagenette.py                          (all of imagenette.ini, seed by seed)
-    python benchmarks/imagenette.py gpu                      (all at 128 px, from all starts; `make gpu`)
+    python benchmarks/imagenette.py gpu                      (all at 128 px, from all initializations; `make gpu`)
     python benchmarks/imagenette.py simple --seeds 0 --out benchmarks/imagenette/simple    (then as fastinit-article)
 
 Needs the images in a folder imagenette128: train and val, one folder a class. It may be ended at any time,
@@ -14,14 +14,14 @@ from sweep import prepare, run_steps
 
 here = Path(__file__).parent
 
-#: The article's size, all images, all starts
+#: The article's size, all images, all initializations
 on_gpu = dict(size=128, n_train=0, n_valid=0, schemes=' '.join(inits))
 
 def steps(
     folder, # Of the results
     **kwargs # In place of the settings
 ):
-    """(section, options): the simple convnet, then each network's rates from one seed, then each of its starts at its best rate;
+    """(section, options): the simple convnet, then each network's rates from one seed, then each initialization at its best rate;
     the headline at the article's size"""
     def _step(section, **options): return section,dict(out=str(folder/section), **options, **kwargs)
     yield _step('simple')

@@ -1,7 +1,7 @@
-"""Which start a residual network without normalization needs: the sweeps of `residual.ini`, targets tried, published answers.
+"""Which initialization a residual network without normalization needs: the sweeps of `residual.ini`, targets tried, published answers.
 
     python benchmarks/residual.py compare --out benchmarks/residual/compare_digits    (then as fastinit-article)
-    python benchmarks/residual.py losses benchmarks/residual/compare_digits           (of 50 steps, at each start's best rate)
+    python benchmarks/residual.py losses benchmarks/residual/compare_digits           (of 50 steps, at the best rate of each)
 """
 import sys
 from functools import partial
@@ -27,7 +27,7 @@ def vit(c=10, act_cls=nn.GELU, size=16):
     "A transformer of 12 blocks without LayerNorm"
     m = tv.VisionTransformer(image_size=size, patch_size=4, num_layers=12, num_heads=4, hidden_dim=64, mlp_dim=128,
                              num_classes=c, norm_layer=nn.Identity)
-    nn.init.normal_(m.heads.head.weight, std=0.02) # torchvision's zeros would stay zeros under every start
+    nn.init.normal_(m.heads.head.weight, std=0.02) # torchvision's zeros would stay zeros under every initialization
     return m
 
 def narrow(arch, norm, c=10, act_cls=nn.ReLU): return norm(arch(n_out=c, act_cls=act_cls, widen=0.25))
@@ -119,7 +119,7 @@ def weight_norm_model(model):
 
 @torch.no_grad()
 def weight_norm_(model, *xb):
-    "Its data-dependent start (section 3): each channel at mean 0 and std 1, layer after layer"
+    "Its data-dependent initialization (section 3): each channel at mean 0 and std 1, layer after layer"
     def _hook(m, inp, out):
         dims = [d for d in range(out.ndim) if d!=1]
         sd,mean = torch.std_mean(out, dims)
@@ -156,7 +156,7 @@ class FirstLosses(Callback):
         if len(self.losses)==self.n: raise CancelFitException()
 
 def losses(folder, n=50):
-    "Write losses.csv: the loss of the first `n` steps of each start's runs at its best rate"
+    "Write losses.csv: the loss of the first `n` steps of each initialization's runs at its best rate"
     results,_ = read_results(folder)
     cfg,rows = read_run(folder)[0],[]
     dls = get_data(**{k:cfg[k] for k in ('data','size','bs','n_train','n_valid')})

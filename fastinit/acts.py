@@ -1,4 +1,4 @@
-"""The activations between layers: which modules are some, and the gain that each needs
+"""The activations between layers: which modules count as activations, and the gain that each needs
 
 Docs: https://fastinit.github.io/fastinit/acts.html.md"""
 

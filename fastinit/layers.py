@@ -235,7 +235,7 @@ def _reason(m, force, tied):
     if any(id(p) in tied for p in m._parameters.values()): return 'shared'
 
 def _tied(names, mods):
-    "Ids of what others than `mods` have too, and of biases of layers with different weights: neither can have its own way"
+    "Ids of what others than `mods` have too, and of biases that layers with different weights have in common"
     others = {id(p) for m in names if m not in mods for p in m._parameters.values() if p is not None}
     pairs = {(id(b),id(m._parameters.get('weight'))) for m in mods if (b := m._parameters.get('bias')) is not None}
     return others | {b for b,ws in groupby(pairs, 0, 1).items() if len(ws)>1}

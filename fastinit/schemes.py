@@ -205,7 +205,7 @@ def check_scheme(
     "Raise `ValueError` for an unknown scheme or a wrong value, `TypeError` for an unknown option, before anything runs."
     f = get_scheme(scheme)
     inner,given = _parts(f)
-    if why := _what_else(inner): raise TypeError(f"{why}; schemes are functions of (model) and names: {', '.join(schemes)}")
+    if why := _what_else(inner): raise TypeError(f"{why}; schemes are functions of (model), or {', '.join(schemes)}")
     params = inspect.signature(f).parameters.values()
     known = [p.name for p in params if p.kind==p.KEYWORD_ONLY or p.default is not p.empty]
     if not any(p.kind==p.VAR_KEYWORD for p in params):

@@ -1,5 +1,5 @@
 "Initializations compared by training: what a Learner would do from each, and the Learner as it was."
-import random, warnings
+import math, random, warnings
 from copy import deepcopy
 import numpy as np, pandas as pd, pytest, torch
 import matplotlib.pyplot as plt

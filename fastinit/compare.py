@@ -44,9 +44,7 @@ def _named_inits(inits):
             while n in res: n = f'{_init_name(o)} {(i := i+1)}'
             res[n] = o
     if not res: raise ValueError("nothing to compare: pass names of schemes, functions or callbacks, as in ['lsuv']")
-    for n,o in res.items():
-        if isinstance(o, type) and issubclass(o, Callback):
-            raise TypeError(f"'{n}' is a class: pass a callback, `{o.__name__}()`, or the name of a scheme")
+    for o in res.values():
         if not isinstance(o, InitCallback): check_scheme(o, {})
     return res
 
@@ -231,8 +229,9 @@ def _rates(learn, steps, lr, lrs, seeds):
     if not (lr is None or lrs is None): raise ValueError('both lr and lrs were given: pass one of them')
     if not steps and not (lr is lrs is None and seeds==1): raise ValueError('lr, lrs and seeds go with `steps`')
     rates = [ifnone(lr, learn.lr)] if lrs is None else [lrs] if isinstance(lrs, (Real,slice,str)) else list(lrs)
-    if not rates or not all(isinstance(o, (Real,slice)) for o in rates):
-        raise ValueError(f'lr={lr!r}, lrs={lrs!r}: pass learning rates, numbers or slices')
+    numbers = [v for o in rates for v in ([o.start or o.stop, o.stop] if isinstance(o, slice) else [o])]
+    if not rates or not all(isinstance(v, Real) and 0<v<math.inf for v in numbers):
+        raise ValueError(f'lr={lr!r}, lrs={lrs!r}: pass learning rates, numbers over 0 or slices of them')
     return rates
 
 def _check_plotting(kwargs, steps):

@@ -119,9 +119,12 @@ def check_model(
 
 # %% ../nbs/01_layers.ipynb #91b35f74
 def as_choice(layers):
-    "`layers`, in any of its forms, as None, a function or a list"
+    "`layers`, in any of its forms, as None, a function or a list; raises `TypeError` for what is none of them"
     if layers is None or callable(layers) and not isinstance(layers, (type, nn.Module)): return layers
-    return [layers] if isinstance(layers, (type, str, nn.Module)) else list(layers)
+    res = [layers] if isinstance(layers, (type,str,nn.Module)) or not isinstance(layers, Iterable) else list(layers)
+    if odd := [type(o).__name__ for o in res if not isinstance(o, (type,str,nn.Module))]:
+        raise TypeError(f"`layers` takes types, names and modules, such as nn.Linear, '0' or model[0], not {odd[0]}")
+    return res
 
 def _chooser(layers):
     "`layers`, as `as_choice` has it, as a predicate on (name, module)"
@@ -142,6 +145,8 @@ def _check_hit(name, found, names):
     "Raise if `name` stands for none of the layers `found`"
     if any(n==name or n.startswith(name+'.') for n in found): return
     near = difflib.get_close_matches(name, names.values(), cutoff=0.4) or [n for m,n in names.items() if is_known(m)][:5]
+    kind = next((k for k in (type(m).__name__ for m in names) if k.lower()==name.lower()), None)
+    if kind: near = [f"the type, `layers={'nn.'*hasattr(nn, kind)}{kind}`"]
     raise ValueError(f"no layer to initialize is named '{name}' or lies in it; near: {', '.join(near) or 'none'}")
 
 def _nothing_chosen(names, layers):
@@ -208,10 +213,8 @@ def zero_layers(
     gains:bool=False, # Also look at other parameters, such as the gain of a weight-standardized convolution?
 )->set: # Names
     "Those whose weight, or gain, is zero throughout."
-    ws = [(n,m.weight) for n,m in layers.items()]
-    if gains:
-        others = [(n,k,p) for n,m in layers.items() for k,p in m._parameters.items() if p is not None]
-        ws += [(n,p) for n,k,p in others if k not in ('weight','bias')]
+    others = [(n,k,p) for n,m in layers.items() for k,p in m._parameters.items() if p is not None] if gains else []
+    ws = [(n,m.weight) for n,m in layers.items()] + [(n,p) for n,k,p in others if k not in ('weight','bias')]
     first = read_all(w.detach().flatten()[0] if w.numel() else 0. for _,w in ws) # rarely 0 in a layer that is not
     return {n for (n,w),v in zip(ws, first) if v==0 and not w.any()}
 
@@ -231,18 +234,11 @@ def _reason(m, force, tied):
     if not (force or all(p.requires_grad for p in params_of(m))): return 'frozen'
     if any(id(p) in tied for p in m._parameters.values()): return 'shared'
 
-def _shared_biases(mods):
-    "Ids of biases that layers with different weights have in common: neither layer can have its own way"
-    weights = {}
-    for m in mods:
-        w,b = m._parameters.get('weight'),m._parameters.get('bias')
-        if b is not None: weights.setdefault(id(b), set()).add(id(w))
-    return {b for b,ws in weights.items() if len(ws)>1}
-
 def _tied(names, mods):
-    "Ids of parameters that somebody else than one of `mods` has too"
+    "Ids of what others than `mods` have too, and of biases that layers with different weights have in common"
     others = {id(p) for m in names if m not in mods for p in m._parameters.values() if p is not None}
-    return others | _shared_biases(mods)
+    pairs = {(id(b),id(m._parameters.get('weight'))) for m in mods if (b := m._parameters.get('bias')) is not None}
+    return others | {b for b,ws in groupby(pairs, 0, 1).items() if len(ws)>1}
 
 def _kept(names, todo, force, by_default):
     "Ids of the parameters that a scheme must leave as they are, though it may see them"
@@ -264,7 +260,9 @@ def split_layers(
     tied = _tied(names, set(chosen.values()))
     left = {n:r for n,m in chosen.items() if (r := skip.get(n) or _reason(m, force, tied))}
     scalable = {n:m for n,m in chosen.items() if n not in left and not isinstance(m, recurrent_types)}
-    left.update(dict.fromkeys(zero_layers(scalable), 'zero'))
+    zero = zero_layers(scalable)
+    why = 'all zero' if len(zero)==len(chosen) else 'zero' # by design, if others are not
+    left.update({n:why for n in scalable if n in zero})
     todo = {n:m for n,m in chosen.items() if n not in left}
     return Layers(todo, left, _kept(names, todo, force, layers is None), layers is None),left
 

@@ -28,7 +28,7 @@ def _grads(learn, xb, yb, **kwargs):
 def _silent(report):
     "A sentence on layers to which no gradient comes back, where no layer is 0 by design"
     silent = report.df.layer[report.df.grad_std==0].tolist()
-    if not silent or report.df.status.eq('zero').any(): return []
+    if not silent or report.df.status.isin(['zero','all zero']).any(): return []
     which = short_list(silent, 'layers' if len(silent)>1 else 'layer')
     return [f'no gradient comes back to {which}: look for dead activations behind']
 

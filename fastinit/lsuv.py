@@ -11,6 +11,7 @@ __all__ = ['lsuv_', 'lsuv_residual_']
 from fastai.basics import *
 import warnings
 from collections.abc import Callable
+from numbers import Real
 from operator import attrgetter
 from typing import Any
 from .tensors import *
@@ -18,6 +19,7 @@ from .layers import *
 from .acts import *
 from .rng import *
 from .state import *
+from .misfit import *
 from .probe import *
 from .pool import *
 from .stats import *
@@ -30,16 +32,15 @@ from .at_activation import *
 from .passes import *
 
 # %% ../nbs/11_lsuv.ipynb #f221a8df
-def _is_scale(v): return v in (None,'auto') or isinstance(v, (int,float)) and v>=0
-
-def _is_positive(v): return isinstance(v, (int,float)) and v>0
+def _is_scale(v): return v in (None,'auto') or isinstance(v, Real) and 0<=v<math.inf
 
 def _check_options(
     pre='kaiming', std=1., center=True, at='layer', branch_scale=None, tol=1e-3, max_iter=10, verify=True, **_):
     if pre is not None: check_scheme(pre, {})
-    for k,v in dict(std=std, tol=tol, max_iter=max_iter).items():
-        if not _is_positive(v): raise ValueError(f'{k}={v!r}: must be over 0')
-    if at not in ('layer','activation'): raise ValueError(f"at={at!r}: must be 'layer' or 'activation'")
+    check_number('std', std)
+    check_number('tol', tol)
+    check_number('max_iter', max_iter, whole=True)
+    check_choice('at', at, 'layer', 'activation')
     if center not in (True,False,'channel'): raise ValueError(f"center={center!r}: must be True, False or 'channel'")
     if not _is_scale(branch_scale):
         raise ValueError(f"branch_scale={branch_scale!r}: must be 'auto', 0, a number over 0, or None")

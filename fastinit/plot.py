@@ -55,7 +55,7 @@ def _mark(ax, x, y, marker, color, where, **kw):
 
 def _kinds(df, cols, log):
     "(marker, which layers, what that is) of what is no point of a line; on a log scale 0 has no place"
-    zero = df.status.eq('zero')
+    zero = df.status.isin(['zero','all zero'])
     dead,bad = df['std'].eq(0) & ~zero & log,~np.isfinite(df[cols]).all(axis=1)
     return ('o',zero,'zero by design'),('v',dead,'dead'),('x',bad,'not finite')
 

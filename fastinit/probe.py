@@ -10,7 +10,7 @@ __all__ = ['all_modules', 'Probe', 'untouched', 'probing', 'InitError', 'forward
 # %% ../nbs/03_probe.ipynb #8ba5a03e
 from fastai.basics import *
 import traceback, numpy as np
-from collections.abc import Iterable,Iterator,Mapping
+from collections.abc import Iterable,Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from .rng import *
 from .state import *
 from .layers import *
 from .acts import *
+from .misfit import *
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -187,27 +188,6 @@ def _culprit(e, names):
         if isinstance(m, nn.Module) and m in names: return f'{names[m]} ({type(m).__name__})'
     return 'the model'
 
-def _remedy(xb, e, model):
-    "What to do about the error `e` that the batch `xb` gave"
-    one = xb[0] if len(xb)==1 else None
-    if isinstance(one, str):
-        return ("the batch comes here: pass it, and the scheme by name, "
-                f"as in `init_(model, '{one}', x)` or `lsuv_(model, x, pre='{one}')`")
-    if isinstance(one, (list,tuple)):
-        return 'pass the parts of it that are inputs of the model, such as `*batch[:1]`, without the targets'
-    if isinstance(one, Mapping):
-        return (f"pass the values that are inputs of the model, such as batch['{next(iter(one), 'x')}']; "
-                'or a wrapper whose forward takes the dict')
-    if isinstance(one, np.ndarray): return 'pass a tensor: `torch.from_numpy(batch)`'
-    if hasattr(one, '__iter__') and not isinstance(one, Tensor):
-        return 'pass one batch of it, without the targets: `x,y = next(iter(loader))`, then x'
-    if isinstance(e, TypeError) and 'positional argument' in str(e):
-        return 'pass all inputs of the model' if len(xb)==1 else 'pass the inputs of the model alone: leave out the targets'
-    device = next((p.device for p in model.parameters()), None)
-    if any(isinstance(o, Tensor) and o.device!=device for o in xb):
-        return f"the model is on {device}: pass the batch there, `x.to('{device}')`"
-    return 'pass a batch that fits it'
-
 def forward(
     model:nn.Module, # Called once
     *xb, # Its inputs
@@ -218,8 +198,8 @@ def forward(
     except InitError: raise
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as e:
         shapes = ', '.join(str(tuple(o.shape)) if isinstance(o, Tensor) and not o.is_nested else type(o).__name__ for o in xb)
-        raise InitError(f'{_culprit(e, layer_names(model))} failed on a batch of shape {shapes}: {e}. '
-                        f'The model is as it was; {_remedy(xb, e, model)}') from e
+        raise InitError(f'{_culprit(e, layer_names(model))} failed on a batch of shape {shapes}: {first_line(e)}. '
+                        f'The model is as it was; {remedy_for_batch(model, xb, e)}') from e
 
 # %% ../nbs/03_probe.ipynb #30000002
 def rerun(

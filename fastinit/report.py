@@ -12,6 +12,7 @@ __all__ = ['compact_columns', 'InitReport', 'short_list', 'with_steps', 'short_n
 from fastai.basics import *
 import difflib, warnings
 from collections.abc import Callable,Iterable
+from pandas.api.types import is_bool_dtype
 from typing import Any
 from .tensors import *
 from .layers import *
@@ -53,9 +54,11 @@ class InitReport:
         own = dict(_df=self.df.copy(), notes=[*self.notes], left=dict(self.left))
         return {**{k:v for k,v in self.__dict__.items() if k!='fig'}, **own}
     def __getitem__(self, layer): # Dotted name, or a position
-        "The row of one layer; of a slice or a list the report of those layers"
+        "The row of one layer; of a slice, of several or of a mask the report of those layers"
         if isinstance(layer, slice): layer = list(self)[layer]
-        if not isinstance(layer, list): return self.df.set_index('layer').iloc[self._position(layer)]
+        if is_bool_dtype(getattr(layer, 'dtype', object)): layer = self.df.layer[layer] # a mask
+        if isinstance(layer, (str,nn.Module)) or not isinstance(layer, Iterable):
+            return self.df.set_index('layer').iloc[self._position(layer)]
         res = copy(self)
         res.df = self.df.iloc[[self._position(o) for o in layer]].reset_index(drop=True)
         if self.hists is not None: res.hists = self.hists.filter(list(res))
@@ -64,7 +67,7 @@ class InitReport:
         "Where a layer is; 0 is the layer '0' if there is one, as in an `nn.Sequential`"
         names,name = list(self),str(layer)
         if name in names: return names.index(name)
-        if layer in range(-len(names), len(names)): return layer
+        if layer in range(-len(names), len(names)) and layer is not True: return layer
         near = ', '.join(difflib.get_close_matches(name, names, cutoff=0.4))
         raise KeyError(f"the report has no layer '{layer}'; " + (f'near: {near}' if near else short_list(names, 'in all')))
 
@@ -87,9 +90,12 @@ def mark(self:InitReport,
 def only(self:InitReport,
     types:str|type|Iterable, # A type of module or its name, such as 'Conv2d', or several
 )->InitReport: # A new one
-    "The layers of these types."
-    names = [getattr(o, '__name__', o) for o in listify(types)]
-    return self[self.df.layer[self.df.type.isin(names)].tolist()]
+    "The layers of these types, upper or lower case; raises `ValueError` if there are none."
+    names = [getattr(o, '__name__', str(o)).lower() for o in listify(types)]
+    found = self.df.layer[self.df.type.str.lower().isin(names)]
+    if names and found.empty:
+        raise ValueError(f"no layer is of type {' or '.join(names)}; there are {', '.join(self.df.type.unique())}")
+    return self[found]
 
 # %% ../nbs/06_report.ipynb #f186142d
 @patch(as_prop=True)
@@ -169,6 +175,7 @@ def warn_left(
     "One warning for what was left alone against the user's likely wish."
     if not (why := groupby([(r,n) for n,r in left.items() if r not in ('zero','tied')], 0, 1)): return
     remedy = '. `force=True` initializes all the same' if {'frozen','loaded','pretrained'} & set(why) else ''
+    if 'all zero' in why: remedy += f". {statuses['all zero'].remedy.capitalize()}"
     warnings.warn('left alone: ' + '; '.join(short_list(ns, r) for r,ns in why.items()) + remedy, stacklevel=stacklevel)
 
 # %% ../nbs/06_report.ipynb #76739479
@@ -187,6 +194,9 @@ def with_status(
     factors = {n:params_of(m) for n,m in silent.items() if n not in weighted} # ReZero's, LayerScale's
     zero = zero_layers(weighted, gains=True) | {n for n,ps in factors.items() if ps and not any(p.any() for p in ps)}
     add_status(rows, {*zero, *(n for n,t in targets.items() if t==0)}, target)
+    weights = {r.layer for r in rows if not isinstance(r.module, norm_types) and params_of(r.module)}
+    if weights and weights<=zero:
+        for r in rows: r.status = 'all zero' if r.status=='zero' else r.status
     return rows
 
 def call_notes(

@@ -17,6 +17,7 @@ from .acts import *
 from .gains import *
 from .rng import *
 from .state import *
+from .misfit import *
 from .probe import *
 from .report import *
 from .fill import *
@@ -54,14 +55,14 @@ def fans(
     return _fans(m, w.shape)
 
 # %% ../nbs/07_schemes.ipynb #cb582e8b
-def _check(name, value, *known):
-    if value not in known: raise ValueError(f"{name}='{value}': must be {' or '.join(repr(o) for o in known)}")
-
 def _is_auto(nonlinearity): return isinstance(nonlinearity, str) and nonlinearity=='auto'
 
-def _check_kaiming(nonlinearity='relu', a=0., mode='fan_in', distribution='normal', **_):
-    _check('mode', mode, 'fan_in', 'fan_out')
-    _check('distribution', distribution, 'normal', 'uniform')
+def _check_options(nonlinearity='relu', a=0., mode='fan_in', distribution='normal', gain=1., std=1., **_):
+    "What any of the formulas takes"
+    check_choice('mode', mode, 'fan_in', 'fan_out')
+    check_choice('distribution', distribution, 'normal', 'uniform')
+    for k,v,least in (('gain',gain,0), ('std',std,0), ('a',a,-math.inf)):
+        if not isinstance(v, Tensor): check_number(k, v, least)
     if not _is_auto(nonlinearity): act_gain(nonlinearity, a)
 
 def kaiming_(
@@ -76,17 +77,13 @@ def kaiming_(
 )->nn.Module: # `model`
     """Weights of std gain/√fan (see `fans`), biases of 0 (He et al. 2015, sections 2.2–2.3); recurrent layers as in
     `recurrent_`, whatever the options. A warning names what is left alone."""
-    _check_kaiming(nonlinearity, a, mode, distribution)
+    _check_options(nonlinearity, a, mode, distribution)
     gains = auto_gains(check_model(model)) if _is_auto(nonlinearity) else {}
     gain = 1. if _is_auto(nonlinearity) else act_gain(nonlinearity, a)
     def _std(n, m, w): return gains.get(n, gain)/math.sqrt(_fans(m, w.shape)[mode=='fan_out'])
     return fill_layers(model, layers, force, lambda n,m,w: draw_weight(w, _std(n, m, w), distribution))
 
-kaiming_.check = _check_kaiming # what a callback asks when it is made
-
 # %% ../nbs/07_schemes.ipynb #0fdf88c9
-def _check_xavier(distribution='uniform', **_): _check('distribution', distribution, 'normal', 'uniform')
-
 def xavier_(
     model:nn.Module, # Changed in place
     *,
@@ -97,11 +94,9 @@ def xavier_(
 )->nn.Module: # `model`
     """Weights of std gain·√(2/(fan_in+fan_out)) (see `fans`), biases of 0 (Glorot & Bengio 2010, section 4.2);
     recurrent layers as in `recurrent_`, whatever the options. A warning names what is left alone."""
-    _check_xavier(distribution=distribution)
+    _check_options(distribution=distribution, gain=gain)
     def _std(m, w): return gain*math.sqrt(2/sum(_fans(m, w.shape)))
     return fill_layers(model, layers, force, lambda n,m,w: draw_weight(w, _std(m, w), distribution))
-
-xavier_.check = _check_xavier
 
 # %% ../nbs/07_schemes.ipynb #ed4f49d7
 def _matrices(m, w):
@@ -123,6 +118,7 @@ def orthogonal_(
     """Weights, as matrices of shape (out, rest), with orthonormal rows or columns, biases of 0 (Saxe et al. 2013). Each
     group of a convolution is a matrix of its own; of a transposed one, so are the taps that meet in one output.
     Recurrent layers as in `recurrent_`, whatever the options. A warning names what is left alone."""
+    _check_options(gain=gain)
     def _fill(n, m, w):
         for part in _matrices(m, w):
             if part.numel(): orthonormal(part, gain) # a stride may be larger than the kernel
@@ -139,7 +135,10 @@ def normal_(
 )->nn.Module: # `model`
     """Weights from N(0, std²) whatever the size of the layer, biases of 0: the initialization that explodes; recurrent
     layers as in `recurrent_`, whatever the options. A warning names what is left alone."""
+    _check_options(std=std)
     return fill_layers(model, layers, force, lambda n,m,w: draw_weight(w, std), any_shape=True)
+
+for f in (kaiming_,xavier_,orthogonal_,normal_): f.check = _check_options # what a callback asks when it is made
 
 # %% ../nbs/07_schemes.ipynb #b7d633de
 def default_(
@@ -171,8 +170,10 @@ schemes:dict[str,Callable] = dict(
 def get_scheme(
     scheme:str|Callable, # A name in `schemes`, or a function of `(model)` or `(model, *xb)`
 )->Callable: # The function
-    "The function that `scheme` names; raises `ValueError` that lists the known names."
+    "The function that `scheme` names; raises `ValueError` that lists the known names, or `TypeError` for no name."
     if callable(scheme): return scheme
+    if not isinstance(scheme, str):
+        raise TypeError(f"a scheme comes before the batch, `init_(model, 'lsuv', x)`; {type(scheme).__name__} is none")
     if scheme in schemes: return schemes[scheme]
     raise ValueError(f"unknown scheme {scheme!r}; known: {', '.join(schemes)}; "
                      'or pass a function of (model) or (model, *xb)')
@@ -191,6 +192,13 @@ def scheme_name(
 def _parts(f): # A function, and what a `partial` has bound of its options
     return (f.func,f.keywords) if isinstance(f, partial) else (f,{})
 
+def _what_else(f):
+    "What `f` is instead of a scheme, and what to do; None if it may be one"
+    n = (kind := f if isinstance(f, type) else type(f)).__name__
+    if issubclass(kind, Callback): return f'{n} is a callback: it goes to a Learner or `compare_inits`, as `{n}()`'
+    if issubclass(kind, nn.Module): return f'{n} is a module, as `kaiming_(model)` gives one: pass `kaiming_` itself'
+    if getattr(f, '__module__', '')=='torch.nn.init': return f'{f.__name__} fills a tensor'
+
 def check_scheme(
     scheme:str|Callable, # A name in `schemes`, or a function
     options:dict, # Name → value: what will be passed to it
@@ -198,8 +206,7 @@ def check_scheme(
     "Raise `ValueError` for an unknown scheme or a wrong value, `TypeError` for an unknown option, before anything runs."
     f = get_scheme(scheme)
     inner,given = _parts(f)
-    if getattr(inner, '__module__', '')=='torch.nn.init':
-        raise TypeError(f"{inner.__name__} fills a tensor: pass a name, {', '.join(schemes)}, or a function of (model)")
+    if why := _what_else(inner): raise TypeError(f"{why}; schemes are functions of (model), or {', '.join(schemes)}")
     params = inspect.signature(f).parameters.values()
     known = [p.name for p in params if p.kind==p.KEYWORD_ONLY or p.default is not p.empty]
     if not any(p.kind==p.VAR_KEYWORD for p in params):
@@ -223,7 +230,9 @@ def is_ours(
     return (getattr(_parts(get_scheme(scheme))[0], '__module__', None) or '').startswith('fastinit.') # exec gives None
 
 def reusable(layers): # A generator gives its values once
-    return list(layers) if isinstance(layers, Iterator) else layers
+    layers = list(layers) if isinstance(layers, Iterator) else layers
+    as_choice(layers) # which checks it
+    return layers
 
 def bound_choice(
     scheme:str|Callable, # A name in `schemes`, or a function

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any,TypeGuard
 from .tensors import *
 from .layers import *
+from .misfit import *
 from .probe import *
 from torch.utils.checkpoint import CheckpointFunction
 
@@ -213,7 +214,10 @@ def layer_hists(
     lim:float=4., # Range ±lim
     include_paramless:bool=False, # Also the modules without parameters, such as ReLU?
 )->pd.DataFrame: # A column per layer, in order of execution; a row per bin, by its middle: the share of values in it
-    "The histogram of every layer's output on one batch, in one forward pass; changes nothing."
+    """The histogram of every layer's output on one batch, in one forward pass; changes nothing. Raises `ValueError` for
+    `bins` or a `lim` that make none."""
+    check_number('bins', bins, whole=True)
+    check_number('lim', lim)
     model,edges = unwrap(model),np.linspace(-lim, lim, bins+1)
     with probing(check_model(model), *xb), _Hists(model, include_paramless, bins, lim) as s: forward(model, *xb)
     return pd.DataFrame({n:to_np(h) for n,h in s.hists.items()}, index=(edges[1:]+edges[:-1])/2)

@@ -56,9 +56,12 @@ statuses = {
     'loaded': Status('loaded', _forced),
     'pretrained': Status('pretrained', _forced),
     'frozen': Status('frozen', 'weights kept; to initialize all the same, unfreeze, or `force=True`'),
+    'all zero': Status('all zero', 'all weights are 0: call `reset_parameters()` of each layer, then initialize',
+                       '#e4d4ee'),
     'shared': Status('shared', 'another module has the weight or bias too, and decides: look at the std below'),
     'tied': Status('tied', 'an earlier layer has its weight, and was brought to the target: look at the std below'),
-    'not called': Status('not called', 'pass a batch that reaches it; initialize by hand what is used by name'),
+    'not called': Status('not called', 'pass a batch that reaches it; initialize by hand what is used by name, or what '
+                         'only training calls: the pass is made in evaluation mode'),
     'unsupported parametrization': Status('unsupported parametrization', 'scale the weight before it is parametrized'),
     'unsupported output': Status('unsupported output', 'such an output cannot be scaled: initialize by hand'),
     'not affine': Status('not affine', 'the output is not proportional to the weight: initialize by hand'),

@@ -1,5 +1,5 @@
 "Initializations compared by training: what a Learner would do from each, and the Learner as it was."
-import random, warnings
+import math, random, warnings
 from copy import deepcopy
 import numpy as np, pandas as pd, pytest, torch
 import matplotlib.pyplot as plt
@@ -359,7 +359,7 @@ def test_accelerators_lists():
 
 @pytest.mark.parametrize('kwargs', [dict(steps=-1), dict(steps=3, seeds=0), dict(steps=3, lr=1e-3, lrs=[1e-2]), dict(steps=3, inits=['kaimng']), dict(steps=2, inits=[]), dict(inits={}),
     dict(steps=2.5), dict(steps='50'), dict(steps=3, lr='1e-3'), dict(steps=3, lrs=[]), dict(steps=3, lrs='1e-3'), dict(lr=1e-2), dict(lrs=[1e-2]), dict(seeds=3), dict(steps=3, seeds=1.5),
-    dict(steps=2, zoom=0)])
+    dict(steps=2, zoom=0), *(dict(steps=2, lrs=[1e-3,o]) for o in (-1, 0, math.nan, math.inf, None, slice(-1,1e-3), slice(None))), dict(steps=2, lr=math.nan)])
 def test_wrong_arguments(kwargs):
     learn = learner()
     before = deepcopy(learn.model.state_dict())

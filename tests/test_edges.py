@@ -89,11 +89,11 @@ def test_takes_one_batch(x):
 
 def test_not_a_scheme():
     for f in (nn.init.xavier_normal_, partial(nn.init.normal_, std=2.)):
-        with pytest.raises(TypeError, match='fills a tensor: pass a name, default, '): InitCallback(f)
+        with pytest.raises(TypeError, match='fills a tensor; schemes are functions of .model., or default, '): InitCallback(f)
         with pytest.raises(TypeError, match='fills a tensor'): LSUVCallback(pre=f)
     for k in ('tol','max_iter','std'):
         for v in ('1e-3', None, 0, -1):
-            with pytest.raises(ValueError, match=f'{k}=.*must be over 0'): LSUVCallback(**{k:v})
+            with pytest.raises(ValueError, match=f'{k}=.*must be a .*number over 0'): LSUVCallback(**{k:v})
 
 # Weights of one dimension
 

@@ -31,6 +31,7 @@ def test_choice_by_module():
     ('1.9', "no layer to initialize is named '1.9' or lies in it; near: 1.1, 1.0"), ('zzz', "no layer to initialize is named 'zzz' or lies in it; near: 0, 1.0, 3, 5"),
     (['0','typo'], "no layer to initialize is named 'typo' or lies in it; near: "),
     (nn.Bilinear, "Sequential has no layer to initialize: `layers=<class 'torch.nn.modules.linear.Bilinear'>` chooses none; it has Conv2d, Linear, BatchNorm2d, GRU, Embedding"),
+    ('Conv2d', "no layer to initialize is named 'Conv2d' or lies in it; near: the type, `layers=nn.Conv2d`"), ('gru', "no layer to initialize is named 'gru' or lies in it; near: the type, `layers=nn.GRU`"),
     ([], 'Sequential has no layer to initialize: `layers=[]` chooses none; it has Conv2d'), (nn.ReLU, '1.1 (ReLU) has no weight: leave it out of `layers`')])
 def test_wrong_choice(layers, said):
     with pytest.raises(ValueError) as e: init_layers(net(), layers)
@@ -91,6 +92,16 @@ def test_why_left():
     assert left(m, force=True)=={'2':'zero','3':'shared','4':'shared','5':'shared'}
     assert left(m, skip={'6':'loaded', '9':'loaded'})['6']=='loaded' and left(m, '0')=={'0':'frozen'}
     assert left(m, [nn.Linear,nn.Embedding])=={'0':'frozen','1':'frozen','2':'zero','4':'shared','5':'shared'} # all that have the weight are chosen
+
+def test_all_zero():
+    "Where nothing remains, as each chosen layer is zero; in order"
+    m = nn.Sequential(*[nn.Linear(4,4) for _ in range(12)])
+    for o in m: nn.init.zeros_(o.weight)
+    assert list(left(m).items())==[(str(i),'all zero') for i in range(12)] and left(m, ['3','4'])=={'3':'all zero','4':'all zero'}
+    m[5].requires_grad_(False)
+    assert left(m)=={str(i): 'frozen' if i==5 else 'zero' for i in range(12)} # which has its own warning
+    nn.init.ones_(m[5].requires_grad_(True).weight)
+    assert set(left(m).values())=={'zero'} and names(m)==['5']
 
 def test_tied_layers_are_no_reason():
     "Two layers with the same weight, both chosen; the bias too"

@@ -184,7 +184,7 @@ X = torch.randn(8,30)
     (lambda m: lsuv_(m), 'no batch given'),
     (lambda m: lsuv_(m, X, pre='nope'), "unknown scheme 'nope'; known: default"),
     (lambda m: lsuv_(m, X, at='nowhere'), "must be 'layer' or 'activation'"),
-    (lambda m: lsuv_(m, X, std=0), 'must be over 0'),
+    (lambda m: lsuv_(m, X, std=0), 'must be a number over 0'),
     (lambda m: lsuv_(m, X, layers='5x'), "named '5x'"),
     (lambda m: lsuv_(m, X, layers=nn.ReLU), 'has no weight'),
     (lambda m: kaiming_(m, nonlinearity='rellu'), "unknown nonlinearity 'rellu'"),

@@ -19,7 +19,9 @@ def outs(m, x):
 # Errors
 
 @pytest.mark.parametrize('options,said', [
-    (dict(std=0), 'std=0: must be over 0'), (dict(std=-1.), 'std=-1.0: must be over 0'), (dict(std='one'), "std='one': must be over 0"),
+    (dict(std=0), 'std=0: must be a number over 0'), (dict(std=-1.), 'std=-1.0: must be a number over 0'), (dict(std='one'), "std='one': must be a number over 0"),
+    (dict(std=math.inf), 'std=inf: must be a number over 0'), (dict(std=torch.tensor(2.)), 'std=tensor(2.): must be a number over 0'), (dict(tol=math.nan), 'tol=nan: must be a number over 0'),
+    (dict(max_iter=1.5, at='activation'), 'max_iter=1.5: must be a whole number over 0'), (dict(max_iter=0), 'max_iter=0: must be a whole number over 0'), (dict(branch_scale=math.inf), "branch_scale=inf: must be 'auto'"),
     (dict(at='output'), "at='output': must be 'layer' or 'activation'"), (dict(center='rows'), "center='rows': must be True, False or 'channel'"),
     (dict(branch_scale=-0.1), "branch_scale=-0.1: must be 'auto', 0, a number over 0, or None"), (dict(branch_scale='half'), "branch_scale='half': must be 'auto', 0, a number over 0, or None"),
     (dict(at='activation', center='channel'), "center='channel' takes the means out before the activation: it goes with at='layer'"),
@@ -35,9 +37,17 @@ def test_wrong_options(options, said):
     assert all(torch.equal(v, was[k]) for k,v in m.state_dict().items())
     with pytest.raises(ValueError, match="center='channel' takes"): InitCallback('lsuv_residual', at='activation')
 
-@pytest.mark.parametrize('options', [dict(std=2), dict(std=1e-9), dict(branch_scale=0), dict(branch_scale=0.), dict(branch_scale=3), dict(branch_scale='auto'), dict(branch_scale=None),
+@pytest.mark.parametrize('options', [dict(std=2), dict(std=1e-9), dict(std=np.float32(2)), dict(max_iter=np.int64(3)), dict(branch_scale=0), dict(branch_scale=0.), dict(branch_scale=3), dict(branch_scale='auto'), dict(branch_scale=None),
                                      dict(center=True), dict(center=False), dict(center='channel'), dict(at='activation', center=False), dict(pre=None), dict(pre='xavier'), dict(verify=False)])
 def test_right_options(options): LSUVCallback(**options), InitCallback('lsuv', **options)
+
+@pytest.mark.parametrize('layers,what', [(0,'int'), ([0,3],'int'), (1.5,'float'), ([nn.Linear,None],'NoneType'), ([lambda n,m: True],'function')])
+def test_wrong_layers(layers, what):
+    "By whatever initializes, by a callback when it is made, and by a comparison"
+    from fastai.test_utils import synth_learner
+    for f in (lambda: lsuv_(net(), x, layers=layers), lambda: init_(net(), 'kaiming', x, layers=layers), lambda: LSUVCallback(layers=layers), lambda: synth_learner().compare_inits(layers=layers)):
+        with pytest.raises(TypeError) as e: f()
+        assert str(e.value)==f"`layers` takes types, names and modules, such as nn.Linear, '0' or model[0], not {what}"
 
 def test_what_is_so_unless_said():
     "As documented: after Kaiming, std 1, centered, at the layer, measured"

@@ -359,11 +359,34 @@ lin = nn.Sequential(nn.Linear(3,3))
     ((np.ones((2,3)),), 'pass a tensor: `torch.from_numpy(batch)`'),
     ((torch.utils.data.DataLoader([1]),), 'pass one batch of it, without the targets: `x,y = next(iter(loader))`, then x'),
     ((torch.ones(2,3), torch.ones(2)), 'pass the inputs of the model alone: leave out the targets'),
+    *((xb, "move the model and the batch to the device yourself, `model.to('cuda:1')` and `x.to('cuda:1')`") for xb in (('cuda:1',), (torch.ones(2,3),'cuda:1'), (torch.device('cuda:1'),))),
+    ((torch.ones(2,3),'kaiming'), "the batch comes here: pass it, and the scheme by name, as in `init_(model, 'kaiming', x)` or `lsuv_(model, x, pre='kaiming')`"),
+    *(((torch.ones(2,3),o), f'{o} is no input: pass options by name, as in `lsuv_(model, x, std=1.)`') for o in (True, 0.5, 20)),
+    (((4,3),), 'this is a shape: pass a batch of that shape, a tensor'), ((torch.Size([4,3]),), 'this is a shape: pass a batch of that shape, a tensor'),
+    *((xb, 'the weights are torch.float32: pass `x.float()`') for xb in ((torch.ones(2,3).double(),), (torch.ones(2,3).long(),), (torch.ones(2,3).half(),))),
+    ((torch.ones(2,3).byte(),), "the weights are torch.float32: pass `x.float()`, or `x.float()/255` of an image's bytes"),
     ((torch.ones(2,4),), 'pass a batch that fits it'), ((3,), 'pass a batch that fits it'),
     ((torch.ones(2,3,device='meta'),), "the model is on cpu: pass the batch there, `x.to('cpu')`")])
 def test_what_to_do(xb, remedy):
     text = said(lin, *xb)
     assert text.endswith('The model is as it was; '+remedy), text
+
+def test_what_to_do_about_dtypes():
+    "What the layer that failed says, and the weights; integers are right before an embedding"
+    def to_do(m, *xb): return said(m, *xb).partition('The model is as it was; ')[2]
+    for m,shape in ((nn.Conv2d(3,2,1),(2,3,4,4)), (nn.ConvTranspose2d(3,2,1),(2,3,4,4)), (nn.Linear(3,2),(2,3)), (nn.LSTM(3,2),(5,3)), (nn.Bilinear(3,3,2),(2,3))):
+        x = torch.ones(shape)
+        for wrong in (x.double(), x.int()): assert to_do(m, *[wrong]*(1+isinstance(m, nn.Bilinear)))=='the weights are torch.float32: pass `x.float()`', m
+        if not isinstance(m, nn.LSTM): assert to_do(m.to(torch.bfloat16), *[x]*(1+isinstance(m, nn.Bilinear)))=='the weights are torch.bfloat16: pass `x.to(torch.bfloat16)`', m
+    embeds = nn.Sequential(nn.Embedding(5,3), nn.Linear(3,2).double())
+    assert to_do(embeds, torch.ones(2,3))=='pass integers to an embedding: `x.long()`' and to_do(embeds, torch.tensor([1]))=='pass a batch that fits it'
+
+def test_one_line_of_the_error():
+    "Not all signatures that a function of torch has; of TorchScript what went wrong; all of it is in the cause"
+    with pytest.raises(InitError) as e: forward(nn.Sequential(nn.Conv2d(3,2,1)), 'x')
+    assert len(str(e.value))<340 and 'invalid combination of arguments' in str(e.value) and 'expected one of' in str(e.value.__cause__)
+    assert 'mat1 and mat2 shapes cannot be multiplied' in said(torch.jit.script(nn.Linear(3,2)), torch.ones(2,4))
+    assert ': AssertionError. The' in said(Fails(AssertionError()), torch.ones(2,3)) and ': one. The' in said(Fails(ValueError('\n one.\ntwo')), torch.ones(2,3))
 
 def test_what_to_do_about_inputs():
     assert said(nn.Bilinear(2,2,2), torch.ones(2,2)).endswith('pass all inputs of the model')

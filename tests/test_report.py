@@ -2,7 +2,7 @@
 import copy, math, pickle, re
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest, torch
 from torch import nn
-from fastai.basics import deepcopy
+from fastai.basics import L, deepcopy
 import fastinit.page
 from fastinit.all import *
 from fastinit.plot import plot_grads, plot_hists, plot_init_stats
@@ -65,13 +65,29 @@ def test_no_such_layer(layer, said):
     with pytest.raises(KeyError) as e: report(['stem','layers.0.conv','layers.1.conv','norm','head'])[layer]
     assert e.value.args[0].startswith(f"the report has no layer '{layer}'; {said}") and said.startswith('5')==e.value.args[0].endswith(said)
 
-@pytest.mark.parametrize('types,names', [('Linear',['0']), (nn.Linear,['0']), (['Linear'],['0']), ([nn.Linear,'ReLU'],['0','2']), ((nn.Conv2d,),['4']), ('Lin',[]), (nn.Module,[]), ([],[])])
+@pytest.mark.parametrize('types,names', [('Linear',['0']), (nn.Linear,['0']), (['Linear'],['0']), ([nn.Linear,'ReLU'],['0','2']), ((nn.Conv2d,),['4']), ('linear',['0']), (['conv2D','Linear','GRU'],['0','4']), ([],[])])
 def test_layers_of_a_type(types, names):
     "By name or as `layers=` takes them, one or several"
     assert list(report(types=['Linear','ReLU','Conv2d']).only(types))==names
 
+@pytest.mark.parametrize('types,said', [('Lin','lin'), (nn.Module,'module'), (['GRU','lstm'],'gru or lstm'), (0,'0')])
+def test_no_layer_of_a_type(types, said):
+    "What there is, in the place of an empty report"
+    with pytest.raises(ValueError) as e: report(types=['Linear','ReLU','Linear']).only(types)
+    assert str(e.value)==f'no layer is of type {said}; there are Linear, ReLU'
+
+def test_several_layers_in_any_container():
+    "A Series, array, index, tuple or generator of names; a mask, of which a missing value is no"
+    r = report()
+    for some in (L('0','4'), ('0','4'), (n for n in '04'), np.array(['0','4']), pd.Index(['0','4']), r.df.layer[r.df['std']!=2], {'0':1,'4':1}.keys(),
+                 r.df['std']!=2, (r.df['std']!=2).to_numpy(), pd.array([True,None,True], dtype='boolean'), np.array([0,-1])):
+        assert list(r[some])==['0','4'], some
+    assert list(r['0','4'])==['0','4'] and list(r[r.df['std']>9])==[]
+    with pytest.raises(KeyError, match="no layer 'True'"): r[True]
+    with pytest.raises(KeyError, match='no layer .*Linear'): r[nn.Sequential(nn.Linear(2,2))]
+
 def test_no_layers():
-    r = report(scheme='lsuv').only('GRU')
+    r = report(scheme='lsuv')[[]]
     assert r.counts==r.summary=='0 layers' and repr(r)==str(r)=='lsuv: 0 layers' and report('0').counts=='1 layer: 1 ok'
     r.plot()
 
@@ -97,7 +113,27 @@ def test_words_for_one_and_for_many():
     rows = [dict(type=t, **did) for t in ('Linear','BatchNorm2d','Embedding','LayerScale') for did in ({}, dict(scale=np.nan), dict(scale=2.), dict(scale=2., std_after=1.))]
     texts = {remedy_for(s, row, scheme, at) for s in statuses for row in rows for scheme in ('','kaiming') for at in ('layer','activation')}
     for o in texts: assert not re.search(r'\b(they|them|their)\b', o), o
-    assert len(texts)==20
+    assert len(texts)==21
+
+def test_where_all_weights_are_zero():
+    "Hardly by design; a layer that is not, and one more branch that is, leave it at that"
+    m = nn.Sequential(nn.Linear(8,8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8,8), nn.Linear(8,2))
+    for p in (p for o in m if isinstance(o, nn.Linear) for p in o.parameters()): nn.init.zeros_(p)
+    x,todo = torch.randn(16,8),'all weights are 0: call `reset_parameters()` of each layer, then initialize'
+    r = init_stats(m, x)
+    assert r.df.status.tolist()==['all zero']*4 and r.advice==f'4 all zero (0, 1, 3, …): {todo}'
+    assert texts_of(r.plot()[1])==['as it is','zero by design']
+    nn.init.ones_(m[0].weight)
+    assert init_stats(m, x).df.status.tolist()[2:]==['zero']*2 and todo not in init_stats(m, x).advice
+    head = nn.Sequential(nn.Embedding(9,4), nn.Linear(4,2))
+    for p in head[1].parameters(): nn.init.zeros_(p)
+    assert init_stats(head, torch.arange(9)).df.status.tolist()==['ok','zero']
+
+def texts_of(ax): return [t.get_text() for t in ax.figure.legends[0].get_texts()]
+
+def test_what_only_training_calls():
+    "No batch reaches it in a pass in evaluation mode"
+    assert 'what only training calls' in report('0').mark({'aux':'not called'}).advice
 
 def test_statuses_are_called_by_name():
     assert [k for k,s in statuses.items() if s.words!=k]==['zero'] and statuses['zero'].words=='zero by design'

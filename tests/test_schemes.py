@@ -293,7 +293,10 @@ def test_weight_norm_has_the_same_weight(scheme, norm):
 
 @pytest.mark.parametrize('scheme,kwargs,said', [
     (xavier_, dict(distribution='gauss'), "distribution='gauss': must be 'normal' or 'uniform'"), (kaiming_, dict(distribution='gauss'), "distribution='gauss': must be 'normal' or 'uniform'"),
-    (kaiming_, dict(mode='fan_avg'), "mode='fan_avg': must be 'fan_in' or 'fan_out'"), (kaiming_, dict(nonlinearity='rellu'), "unknown nonlinearity 'rellu'")])
+    (kaiming_, dict(mode='fan_avg'), "mode='fan_avg': must be 'fan_in' or 'fan_out'"), (kaiming_, dict(nonlinearity='rellu'), "unknown nonlinearity 'rellu'"),
+    (kaiming_, dict(a='0.1'), "a='0.1': must be a number"), (kaiming_, dict(a=math.inf), 'a=inf: must be a number'), (normal_, dict(std='x'), "std='x': must be a number, 0 or more"),
+    *((normal_, dict(std=v), f'std={v}: must be a number, 0 or more') for v in (-1, None, math.nan, math.inf)),
+    *((f, dict(gain=v), f'gain={v!r}: must be a number, 0 or more') for f in (xavier_,orthogonal_) for v in ('relu', -1., math.nan, None))])
 def test_wrong_options(scheme, kwargs, said):
     "Said by the function, and by a callback when it is made, before anything runs"
     m = nn.Sequential(nn.Linear(4,4))
@@ -304,8 +307,35 @@ def test_wrong_options(scheme, kwargs, said):
     assert torch.equal(m[0].weight, was)
 
 @pytest.mark.parametrize('scheme,kwargs', [(xavier_, dict(distribution='normal')), (xavier_, dict(distribution='uniform')), (kaiming_, dict(distribution='uniform')), (xavier_, {}),
-    (kaiming_, dict(distribution='normal', mode='fan_out')), (kaiming_, dict(mode='fan_in', nonlinearity='auto')), (kaiming_, dict(nonlinearity='leaky_relu', a=0.2)), (kaiming_, {})])
-def test_right_options(scheme, kwargs): check_scheme(scheme, kwargs); InitCallback(scheme, **kwargs)
+    (kaiming_, dict(distribution='normal', mode='fan_out')), (kaiming_, dict(mode='fan_in', nonlinearity='auto')), (kaiming_, dict(nonlinearity='leaky_relu', a=0.2)), (kaiming_, {}),
+    (normal_, dict(std=0)), (normal_, dict(std=torch.tensor(0.1))), (xavier_, dict(gain=torch.tensor(2.))), (orthogonal_, dict(gain=2)), (kaiming_, dict(a=-0.5))])
+def test_right_options(scheme, kwargs): check_scheme(scheme, kwargs); InitCallback(scheme, **kwargs); scheme(nn.Sequential(nn.Linear(4,4)), **kwargs)
+
+@pytest.mark.parametrize('what,said', [
+    (LSUVCallback, 'LSUVCallback is a callback: it goes to a Learner or `compare_inits`, as `LSUVCallback()`; '), (LSUVCallback(), 'LSUVCallback is a callback: '), (partial(KaimingCallback, a=1.), 'KaimingCallback is a callback: '),
+    (nn.Sequential(nn.Linear(2,2)), 'Sequential is a module, as `kaiming_(model)` gives one: pass `kaiming_` itself; '), (nn.Linear, 'Linear is a module'),
+    (torch.zeros(99), "a scheme comes before the batch, `init_(model, 'lsuv', x)`; Tensor is none"), (['lsuv'], 'a scheme comes before the batch'), (None, 'a scheme comes before the batch')])
+def test_what_is_no_scheme(what, said):
+    "By each that takes one, before anything runs, and in a line"
+    from fastai.test_utils import synth_learner
+    m = nn.Sequential(nn.Linear(4,4))
+    takers = [lambda: init_(m, what, torch.randn(8,4)), lambda: InitCallback(what)]
+    if what is not None: takers.append(lambda: lsuv_(m, torch.randn(8,4), pre=what))
+    if not isinstance(what, LSUVCallback): takers.append(lambda: synth_learner().compare_inits({'mine':what}))
+    for f in takers:
+        with pytest.raises(TypeError) as e: f()
+        assert str(e.value).startswith(said) and len(str(e.value))<250
+
+def test_a_network_of_zeros():
+    "It stays, as zero may be by design, and a warning says so; by a scheme, LSUV, `init_` and a callback's function"
+    m,x = nn.Sequential(*[nn.Linear(4,4) for _ in range(11)]),torch.randn(16,4)
+    for p in m.parameters(): nn.init.zeros_(p)
+    said = r'left alone: 11 all zero \(0, 1, 2, …\)\. All weights are 0: call `reset_parameters\(\)` of each layer, then initialize$'
+    for f in (lambda: kaiming_(m), lambda: lsuv_(m, x), lambda: lsuv_(m, x, force=True), lambda: init_(m, 'default', x)):
+        with pytest.warns(UserWarning, match=said): r = f()
+        if r is not m: assert r.df.status.eq('all zero').all() and 'reset_parameters()' in r.advice
+    for o in m: o.reset_parameters()
+    assert lsuv_(m, x).df.status.eq('ok').all()
 
 def own(model, *, strength=1): pass
 def any_option(model, **kwargs): pass

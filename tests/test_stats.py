@@ -135,6 +135,10 @@ def test_spread():
 def test_histograms():
     "A column a layer, a row a bin by its middle, shares of all values; what lies outside counts at the ends; of the first call"
     m = net()
+    for options,said in ((dict(bins=0),'bins=0: must be a whole number over 0'), (dict(bins=2.5),'bins=2.5: must be a whole'), (dict(bins='5'),"bins='5': must be"),
+                         (dict(lim=0),'lim=0: must be a number over 0'), (dict(lim=-1),'lim=-1: '), (dict(lim=math.nan),'lim=nan: '), (dict(lim=None),'lim=None: ')):
+        with pytest.raises(ValueError) as e: layer_hists(m, x, **options)
+        assert str(e.value).startswith(said) and type(e.value) is ValueError
     h = layer_hists(m, x, bins=5, lim=1., include_paramless=True)
     assert list(h)==['0','1','2'] and h.index.tolist()==pytest.approx([-0.8,-0.4,0.,0.4,0.8]) and h.sum().tolist()==pytest.approx([1.]*3)
     with torch.no_grad(): o = m[0](x)

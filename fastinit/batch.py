@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable,Iterable,Iterator
 from contextlib import redirect_stdout,suppress
 from io import StringIO
-from types import CellType,CodeType,FunctionType,MethodType
+from types import CodeType,FunctionType,MethodType
 from .tensors import *
 from .layers import *
 from .pool import *
@@ -25,19 +25,13 @@ from .loaders import *
 # %% ../nbs/13_batch.ipynb #01d9d0c8
 def _inside(f):
     "The functions that `f` wraps, is a method or a partial of, or has from where it was defined"
-    cells = [c.cell_contents for c in getattr(f, '__closure__', None) or () if c!=CellType()] # the other kind is empty
-    own = [getattr(f, k, None) for k in ('__func__','func','__wrapped__')]
-    return [o for o in (*own, *cells) if isinstance(o, (FunctionType,MethodType,partial))]
+    return [o for o in wrapped(f) if isinstance(o, (FunctionType,MethodType,partial))]
 
 def _codes(f):
-    "The code of a function, and of those in it; None where it cannot be read"
-    funcs,res = [f],[]
+    "The code of a function, and of those that it wraps; empty where it cannot be read"
+    funcs = [f]
     for o in funcs: funcs += [g for g in _inside(o) if not any(g is h for h in funcs)]
-    todo = [o.__code__ for o in funcs if isinstance(getattr(o, '__code__', None), CodeType)]
-    while todo:
-        res.append(todo.pop())
-        todo += [o for o in res[-1].co_consts if isinstance(o, CodeType)]
-    return res or None
+    return [o.__code__ for o in funcs if isinstance(getattr(o, '__code__', None), CodeType)]
 
 def event_names(
     cb:Callback|nn.Module, # Any callback, or module
@@ -47,8 +41,8 @@ def event_names(
     todo,res = [getattr(cb, event)],set()
     while todo:
         codes = _codes(todo.pop())
-        if codes is None: return
-        new = {n for c in codes for n in c.co_names} - res
+        if not codes: return
+        new = names_in(*codes) - res
         res |= new
         mine = [c for c in type(cb).__mro__ if c not in (Callback,nn.Module)]
         todo += [vars(c)[n] for n in new for c in mine if callable(vars(c).get(n))]

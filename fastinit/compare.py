@@ -11,7 +11,7 @@ __all__ = ['InitComparison']
 from fastai.basics import *
 from fastprogress.fastprogress import progress_bar
 import matplotlib.pyplot as plt
-import inspect, threading
+import inspect
 from numbers import Real
 from collections.abc import Iterable,Sequence
 from .tensors import *
@@ -28,8 +28,10 @@ from .plot import *
 from .watch import *
 from .watched import *
 from .batch import *
+from .loaders import *
 from .trained import *
 from .callback import *
+from .copies import *
 
 # %% ../nbs/19_compare.ipynb #13e8c804
 def _init_name(o): return scheme_name(o.scheme) if isinstance(o, InitCallback) else scheme_name(o)
@@ -70,46 +72,6 @@ def _compare_on_a_batch(learn, inits, layers, include_paramless, shown):
     return reports
 
 # %% ../nbs/19_compare.ipynb #9f95c0b6
-_shows = {f'fastai.callback.{o}' for o in
-          'hook progress tracker schedule tensorboard wandb comet neptune captum azureml'.split()}
-_of_a_fit = {'lock','opt','loss','loss_grad','smooth_loss','final_record','pred','xb','yb','dl','cbs','dls','_metrics'}
-
-def _takes_part(cb):
-    "Does `cb` have a part in a training step?"
-    if isinstance(cb, (Recorder, InitCallback, WatchCallback)): return False
-    return not any(c.__module__ in _shows for c in type(cb).__mro__)
-
-def _fresh(dl):
-    "A loader of the same data that leaves no trace in `dl`"
-    if hasattr(dl, 'new'): return dl.new()
-    return deepcopy(dl, {id(dl.dataset): dl.dataset}) if isinstance(dl, torch.utils.data.DataLoader) else dl
-
-def _with_own_lists(o):
-    "A shallow copy of an `Accelerator`, of which a process has one; it keeps what it prepares in lists"
-    new = copy(o)
-    vars(new).update({k:list(v) for k,v in vars(o).items() if isinstance(v, list)})
-    return new
-
-def _copied(learn):
-    "A Learner that trains as `learn` would, and has nothing in common with it but the data"
-    new,cbs = object.__new__(type(learn)),list(learn.cbs.filter(_takes_part))
-    def _stays(k, v): return k not in _of_a_fit and not isinstance(v, Callback) and not k.startswith('_init_')
-    state = {k:v for k,v in vars(learn).items() if _stays(k, v)}
-    memo = {id(learn): new, id(learn.dls): learn.dls}
-    for v in (v for m in learn.model.modules() for v in vars(m).values()):
-        # computed from a parameter, as by weight norm: no leaf, which torch does not copy
-        if isinstance(v, Tensor) and v.grad_fn is not None: memo[id(v)] = v.detach().clone()
-    for v in (v for cb in cbs for v in vars(cb).values()):
-        if type(v).__module__.startswith('accelerate.'): memo[id(v)] = _with_own_lists(v)
-    def _anew(o, what):
-        try: return deepcopy(o, memo)
-        except Exception as e: raise ValueError(f'{what} cannot be copied, for a training of its own: {e}') from e
-    state,cbs = _anew(state, 'the model or its loss'),[_anew(cb, f'callback {cb.name}') for cb in cbs]
-    dls = copy(learn.dls)
-    dls.loaders = [_fresh(dls.train), *dls.loaders[1:]]
-    vars(new).update(state, lock=threading.Lock(), opt=None, cbs=L(), _metrics=L(), dls=dls)
-    return new.add_cbs(cbs)
-
 class _Steps(Callback):
     "End the fit after `n` training steps, without validation, and keep the loss of each"
     order = 200 # after all others
@@ -124,7 +86,7 @@ class _Steps(Callback):
 def _one_training(learn, cb, lr, steps, seed, tick):
     "(report before, report after, losses) of a copy of `learn` that `cb` initializes"
     set_seed(seed + 1000*rank_distrib()) # of data and dropout too: an initialization does not move the random state
-    new,course = _copied(learn),_Steps(steps, tick)
+    new,course = copied(learn),_Steps(steps, tick)
     new.add_cbs([cb, course])
     new.fit(steps, lr)
     losses = [float(o) for o in read_all(course.losses)] + [math.nan]*(steps-len(course.losses))
@@ -283,7 +245,7 @@ def _compare_by_training(learn, cbs, steps, lrs, seeds, include_paramless, shown
         for lr,seed,n in runs:
             if shown: bar.comment = f'{n}, rate {lr}'
             cb = _as_new(cbs[n], include_paramless)
-            a,b,ls = _one_training(learn, cb, lr, steps, seed, lambda: next(ticks, None))
+            with unmoved_data(learn.dls.train): a,b,ls = _one_training(learn, cb, lr, steps, seed, lambda: next(ticks, None))
             rate = lr if isinstance(lr, float) else str(lr)
             losses += [dict(scheme=n, lr=rate, seed=seed, step=i+1, loss=l) for i,l in enumerate(ls)]
             if seed: continue

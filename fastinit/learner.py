@@ -40,7 +40,8 @@ def _recorded(learn):
 
 def _is_now(report, learn):
     "Is `report` of an initialization, or of a model that has not changed since it was watched?"
-    return bool(report.scheme) or not changed_params(learn.model, vars(learn).get('_init_watched', {}))
+    watched = vars(learn).get('_init_watched')
+    return bool(report.scheme) or watched is not None and not changed_params(learn.model, watched)
 
 @patch
 @delegates(plot_init_stats)

@@ -25,11 +25,19 @@ class _StepStats(LayerStats):
     "Mean, std and share near zero of every layer in one training step, and the std of the gradient at its output"
     def __init__(self, model, include_paramless):
         super().__init__(model, include_paramless)
-        self.step,self.scale,self.on = {},1.,False
+        self.model,self.on = model,False
+        self.reset()
+
+    def reset(self): self.step,self.scale,self.predicted,self.has_loss = {},1.,False,False
 
     def begin(self):
-        self.step,self.scale,self.on = {},1.,True
+        self.reset()
+        self.on = True
         self.__enter__()
+        self.hooks.append(self.model.register_forward_pre_hook(self.start))
+
+    def start(self, m, i): # what was passed so far was no step
+        if not self.predicted: self.step = {}
 
     def end(self):
         self.on = False
@@ -78,6 +86,7 @@ class WatchCallback(Callback):
 
     def before_fit(self)->None:
         "Take away the hooks of a fit that was interrupted, and let go of its model"
+        if predicts(): return # perhaps within a fit
         self.let_go()
         self.blind = self.added = False
 
@@ -98,8 +107,11 @@ class WatchCallback(Callback):
         return _StepStats(unwrap(self.model), self.include_paramless)
 
     def after_pred(self)->None:
-        "See what is zero before the first step"
-        if self.on and not len(self.watched): self.watched = self.begun(unwrap(self.model))
+        "See what is zero before the first step, and what the weights are, should the fit be interrupted"
+        if not self.on: return
+        self.step_stats.predicted = True
+        if len(self.watched): return
+        self.watched,self.learn._init_watched = self.begun(unwrap(self.model)),remember(self.model)
 
     def begun(self, model:nn.Module)->Watched:
         "The record, with what is known of the model before its first step"
@@ -112,16 +124,18 @@ class WatchCallback(Callback):
 
     def after_loss(self)->None:
         "See by how much mixed precision and accumulation multiply the loss after this, to take it out of the gradients"
-        if self.on and not len(self.yb): self.step_stats.end() # no targets, no step
-        if not self.on or not self.learn.loss_grad.requires_grad: return
+        if not self.on: return
+        self.step_stats.has_loss = len(self.yb)>0 # no targets, no step
+        if not self.step_stats.has_loss or not self.learn.loss_grad.requires_grad: return
         self.learn.loss_grad.register_hook(lambda g: setattr(self.step_stats, 'scale', g.detach().sum()))
         self.learn.loss_grad = self.learn.loss_grad.clone() # which others change in place
 
     def after_batch(self)->None:
-        "Keep what was recorded"
+        "Keep what was recorded, unless the batch was cancelled before its loss"
         if not self.on: return
         stats = self.step_stats
         stats.end()
+        if not stats.has_loss: return
         loss,names = self.learn.loss.detach().mean(),[stats.names[m] for m in stats.modules]
         self.watched.add(stats.step, loss, stats.scale, Pool(unwrap(self.model)), names)
         self.added = True
@@ -142,6 +156,7 @@ class WatchCallback(Callback):
 
     def after_fit(self)->None:
         "Let go of the model, and remember what its weights are, to know when the record is out of date"
+        if predicts(): return
         self.let_go()
         if self.added: self.learn._init_watched = remember(self.learn.model)
 

@@ -1,12 +1,12 @@
 "Initialized on what training gives the model, and the data, their order and the random state as they are without it."
-import datetime, functools, random, warnings
+import datetime, functools, itertools, random, warnings
 from functools import partial
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 import numpy as np, pytest, torch
 import torch.distributed as dist, torch.multiprocessing as mp
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader as TorchLoader, IterableDataset, RandomSampler, Sampler, TensorDataset, WeightedRandomSampler
-from fastai.vision.all import BnFreeze, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, DynamicUnet, ItemTransform, Learner, MixUp, resnet18, set_seed, TfmdDL, TfmdLists
+from fastai.vision.all import BnFreeze, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, DynamicUnet, ItemTransform, Learner, MixUp, resnet18, set_seed, TfmdDL, TfmdLists, Transform
 from fastai.callback.data import PartialDL, WeightedDL
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback
@@ -195,12 +195,36 @@ def with_global(b): return Jitter(module_rng)(b)
 def closed_over():
     jitter = Jitter()
     return lambda b: jitter(b)
+config = ModuleType('config')
+def named_noise(i): return module_rng.normal()
+class Noisy12:
+    "Adds what a function gives"
+    def __init__(self, noise): self.noise = noise
+    def __len__(self): return 64
+    def __getitem__(self, i): return X[i]+self.noise(i),Y[i]
+class OfClass(Noisy12):
+    def __init__(self): type(self).rng = np.random.default_rng(3)
+    @property
+    def shift(self): return self.rng.normal()
+    def __getitem__(self, i): return X[i]+self.shift,Y[i]
+class Named(ItemTransform):
+    def encodes(self, o): return (o[0]+named_noise(0), o[1])
+class Dispatched(Transform):
+    "Different for each type"
+    def encodes(self, o:torch.Tensor): return o+module_rng.normal() if o.is_floating_point() else o
+class Popped(Noisy12):
+    "Takes what it adds from a list"
+    def __init__(self): self.left = list(range(1000))
+    def __getitem__(self, i): return X[i]+self.left.pop(),Y[i]
 def collated(f): return lambda items: f((torch.stack([x for x,_ in items]),torch.stack([y for _,y in items])))
 READERS = dict(item=lambda: DataLoader(DS, bs=16, after_item=Jitter()), batch=lambda: TfmdDL(DS, bs=16, num_workers=0, after_batch=Jitter()),
     nested=lambda: TfmdDL(DS, bs=16, num_workers=0, after_item=Inside()), python=lambda: DataLoader(DS, bs=16, after_item=Jitter(random.Random(1))),
     datasets=lambda: TfmdDL(TfmdLists(range(64), [lambda i: (X[i],Y[i]), Inside()]), bs=16, num_workers=0),
     torch=lambda: TorchLoader(OfDataSet(Jitter()), 16), partial=lambda: TorchLoader(OfDataSet(partial(Jitter().encodes)), 16),
-    collate=lambda: TorchLoader(DS, 16, collate_fn=collated(closed_over())), module=lambda: DataLoader(DS, bs=16, after_item=with_global))
+    collate=lambda: TorchLoader(DS, 16, collate_fn=collated(closed_over())), module=lambda: DataLoader(DS, bs=16, after_item=with_global),
+    named=lambda: DataLoader(Noisy12(named_noise), bs=16), of_class=lambda: DataLoader(OfClass(), bs=16), other_module=lambda: DataLoader(Noisy12(lambda i: config.rng.normal()), bs=16),
+    comprehension=lambda: DataLoader(DS, bs=16, after_item=lambda b: (b[0]+sum(module_rng.normal() for _ in range(2)), b[1])), transform=lambda: DataLoader(DS, bs=16, after_item=Named()),
+    by_type=lambda: TfmdDL(TfmdLists(range(64), [lambda i: (X[i],Y[i]), Dispatched()]), bs=16, num_workers=0), popped=lambda: DataLoader(Popped(), bs=16))
 @pytest.mark.parametrize('kind', READERS)
 @pytest.mark.parametrize('how', ['fit','report','compare'])
 def test_generators_in_transforms(kind, how):
@@ -208,12 +232,23 @@ def test_generators_in_transforms(kind, how):
     global module_rng
     got = []
     for asked in (False, True):
-        module_rng = np.random.default_rng(3)
+        module_rng = config.rng = np.random.default_rng(3)
         learn = learner(READERS[kind](), cbs=[First(), *([LSUVCallback()] if asked and how=='fit' else [])])
         if asked and how!='fit': dict(report=learn.init_report, compare=learn.compare_inits)[how]()
         fit(learn, 2, 0.)
         got.append(torch.stack(learn.first.xs))
     assert torch.equal(*got) and not torch.equal(got[0][:4], got[0][4:])
+
+@pytest.mark.parametrize('it', [lambda: itertools.cycle([0.,1.,2.]), lambda: (float(i) for i in range(1000))])
+def test_an_iterator_in_the_data_is_not_drawn_from(it):
+    "It cannot be put back: the initialization waits for the first batch"
+    got = []
+    for cbs in ([], [LSUVCallback()]):
+        shifts = it()
+        learn = learner(DataLoader(Noisy12(lambda i: next(shifts)), bs=16), cbs=[First(), *cbs])
+        fit(learn, 1, 0.)
+        got.append(torch.stack(learn.first.xs))
+    assert torch.equal(*got) and 'takes from an iterator, a ' in learn.lsuv.report.notes[0]
 
 def test_options_that_new_does_not_know():
     "The weights of a `WeightedDL`, what is drawn of a `PartialDL`"
@@ -221,7 +256,7 @@ def test_options_that_new_does_not_know():
     learn = learner(WeightedDL(loud, bs=16, wgts=[1.]*64+[0.]*64, shuffle=True, num_workers=0), cbs=[First(), LSUVCallback()])
     fit(learn, 1, 0.)
     assert learn.lsuv.report.notes==[] and all(abs(s-1)<0.5 for s in learn.first.stds.values())
-    assert len(loaders._anew(PartialDL(DS, bs=16, partial_n=32, num_workers=0)))==2
+    assert len(loaders.anew(PartialDL(DS, bs=16, partial_n=32, num_workers=0)))==2
 
 class Validates(Callback):
     "Logs what the untrained model is worth"

@@ -10,7 +10,8 @@ from fastai.callback.mixup import MixUp
 from fastai.callback.progress import CSVLogger, ProgressCallback
 from fastai.callback.tracker import SaveModelCallback
 from fastai.callback.training import GradientAccumulation
-from fastai.basics import Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, OptimWrapper, SGD, partial, set_seed
+from fastai.callback.data import PartialDL, WeightedDL
+from fastai.basics import accuracy, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, OptimWrapper, SGD, partial, set_seed
 from fastinit.all import *
 from fastinit.batch import first_batch
 from fastinit.compare import InitComparison, plot_losses
@@ -153,6 +154,66 @@ def test_every_scheme_sees_the_same_batches():
         assert len(runs)==6 and all(len(r)==6 for r in runs)
         for i in (1,2,4,5): assert equal(runs[i], runs[i-i%3]), (loaders, i)
         assert not equal(runs[0], runs[3])
+
+class Draws:
+    "A data set with a generator of its own, and one that reads a global one"
+    def __init__(self, own): self.own = np.random.default_rng(0) if own else None
+    def __len__(self): return 64
+    def __getitem__(self, i):
+        x = torch.tensor((self.own or module_rng).normal(size=12)).float()
+        return x,int(x[0]>0)
+module_rng = np.random.default_rng(0)
+class Loader:
+    "Neither fastai's nor PyTorch's"
+    def __init__(self): self.rng,self.dataset = random.Random(0),Draws(True)
+    def __len__(self): return 4
+    def __iter__(self):
+        for _ in range(4):
+            i = self.rng.randrange(64)
+            yield torch.full((16,12), i/64.),torch.full((16,), i%2)
+    def to(self, device): return self
+@pytest.mark.parametrize('train', [lambda: DataLoader(Draws(True), bs=16), lambda: DataLoader(Draws(False), bs=16), lambda: torch.utils.data.DataLoader(Draws(True), 16), Loader])
+def test_every_scheme_sees_the_same_draws_of_the_data(train):
+    "Where data set or loader have a generator of their own: equal schemes have equal losses, and it goes on where it was"
+    def start():
+        module_rng.bit_generator.state = np.random.default_rng(0).bit_generator.state
+        learn = learner(cbs=Batches())
+        learn.dls.loaders = [train(), learn.dls.valid]
+        return learn
+    learn,expected = start(),fit(start(), 1)
+    learn = start() # both draw from the global one
+    losses = learn.compare_inits({'a':'kaiming','b':'kaiming'}, steps=6, lr=1e-3).losses.pivot(index='step', columns='scheme', values='loss')
+    assert losses['a'].tolist()==losses['b'].tolist()
+    assert equal(fit(learn, 1).batches.seen, expected.batches.seen)
+
+@pytest.mark.parametrize('train,n', [(partial(WeightedDL, wgts=[0.]*32+[1.]*32, shuffle=True), 4), (partial(PartialDL, partial_n=32), 2)])
+def test_loaders_that_take_more_than_fastais(train, n):
+    "Weights, and what is taken of the data, are those of the training"
+    class Epochs(Callback):
+        def before_epoch(self): lens.append(len(self.dls.train))
+        def before_batch(self): xs.append(self.x)
+    lens,xs,ds = [],[],[(torch.full((12,), float(i)), i%2) for i in range(64)]
+    learn = learner(cbs=Epochs())
+    learn.dls.loaders = [train(ds, bs=16, num_workers=0), learn.dls.valid]
+    learn.compare_inits(['kaiming'], steps=6)
+    assert set(lens)=={n} and (n==2 or torch.cat(xs).min()>=32)
+
+def test_a_loader_whose_workers_are_alive():
+    learn = learner()
+    learn.dls.loaders = [torch.utils.data.DataLoader(learn.dls.train_ds, 16, num_workers=1, persistent_workers=True), learn.dls.valid]
+    alive = fit(learn, 1).dls.train._iterator
+    assert len(learn.compare_inits(['kaiming'], steps=2, lr=1e-3).losses)==2 and learn.dls.train._iterator is alive is not None
+
+class Reads(Callback):
+    "Reads what the recorder has"
+    order,read = 60,[]
+    def after_batch(self):
+        if self.training: self.read.append((float(self.smooth_loss), len(self.recorder.losses)))
+def test_callbacks_that_read_the_recorder(capsys):
+    "They have one of their own, which says nothing"
+    Reads.read.clear()
+    losses = learner(cbs=Reads(), metrics=accuracy).compare_inits(['kaiming'], steps=6, lr=1e-3).losses.loss
+    assert [n for _,n in Reads.read]==[1,2,3,4,5,6] and Reads.read[0][0]==pytest.approx(losses[0], rel=1e-6) and capsys.readouterr().out==''
 
 def test_callbacks_that_show_or_save_stay_out(tmp_path):
     learn = learner(cbs=[SaveModelCallback(), CSVLogger(tmp_path/'a.csv'), ActivationStats(), LSUVCallback()])
@@ -349,7 +410,7 @@ def test_progress(steps, monkeypatch):
 
 def test_accelerators_lists():
     "A process has one accelerator, which keeps what it prepared: a training has lists of its own, and all else in common"
-    from fastinit.compare import _with_own_lists
+    from fastinit.copies import _with_own_lists
     class Accelerator:
         def __init__(self): self._models,self.state,self.names = [1],{'a':1},('x',)
     a = Accelerator()

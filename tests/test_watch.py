@@ -9,7 +9,7 @@ from fastai.callback.mixup import MixUp
 from fastai.callback.progress import ProgressCallback
 import fastai.callback.schedule # adds lr_find and fine_tune to Learner
 from fastai.callback.training import GradientAccumulation, GradientClip
-from fastai.basics import Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, params, set_seed
+from fastai.basics import Callback, CancelBatchException, CancelValidException, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, params, set_seed
 from fastinit.all import *
 from fastinit.watched import Watched, plot_watched
 
@@ -127,7 +127,7 @@ class Count(Callback):
 
 def test_nothing_after_n_steps():
     learn = fit(learner(cbs=Count()).watch_init(5))
-    assert learn.count.hooks==[4]*5+[0]*3 and set(learn.count.valid)=={0} and n_hooks(learn.model)==0
+    assert learn.count.hooks==[5]*5+[0]*3 and set(learn.count.valid)=={0} and n_hooks(learn.model)==0
     fit(learn)
     assert set(learn.count.hooks[8:])=={0} and len(learn.watch.watched)==5
 
@@ -542,6 +542,64 @@ def test_a_report_of_watched_steps_is_of_the_model_that_was_watched():
     assert learn.init_report() is not again and learn.init_report().watched is again.watched
     learn.model = net()
     assert list(learn.init_report())==list(init_stats(net(), torch.randn(4,12))) and learn.init_report().watched is None
+
+def test_what_an_interrupted_fit_watched_is_out_of_date():
+    "The weights went on: `init_report` measures them, and goes on to do so"
+    learn = learner(relus(), cbs=Interrupt(3, 'before_step')).watch_init(2)
+    with pytest.raises(KeyboardInterrupt): fit(learn, lr=0.1)
+    with torch.no_grad(): learn.model[2].weight *= 50
+    for _ in range(2): assert learn.init_report()['2']['std']>10*learn._init_report['2']['std'] and learn.init_report().watched is learn.watch.watched
+    learn.model = net()
+    assert learn.init_report().watched is None
+
+class Predicts(Callback):
+    "Asks for predictions in each epoch"
+    def after_train(self): self.learn.get_preds(dl=self.dls.valid)
+def test_predictions_within_a_fit():
+    "The record is that of a fit without them, and it is known to be that of the model"
+    alone,learn = (fit(learner(cbs=cbs).watch_init(2), 2) for cbs in (None, Predicts()))
+    assert learn.watch.watched.df.equals(alone.watch.watched.df)
+    assert learn.init_report() is learn._init_report
+
+class Cancels(Callback):
+    "Ends every second batch"
+    order = 5
+    def __init__(self, event): setattr(self, event, self.cancel)
+    def cancel(self):
+        if self.training and self.iter%2: raise CancelBatchException
+@pytest.mark.parametrize('event,n', [('before_batch',4), ('after_pred',4), ('before_backward',8)])
+def test_a_batch_that_was_cancelled_is_no_step(event, n):
+    "Unless it has a loss; each step has its own"
+    learn,losses = learner(relus(), cbs=Cancels(event)).watch_init(20),[]
+    learn.loss_func = lambda *o, f=learn.loss_func: losses.append(f(*o)) or losses[-1]
+    with learn.no_logging(), learn.removed_cbs([cb for cb in learn.cbs if cb.name=='recorder']): learn.fit(2, 0.01, cbs=NoValidation())
+    watched = learn.watch.watched
+    assert len(watched)==len(losses)==n and watched.loss==pytest.approx([float(o) for o in losses], abs=1e-7) and n_hooks(learn.model)==0
+
+class NoValidation(Callback):
+    def before_validate(self): raise CancelValidException
+class Branches(nn.Module):
+    def __init__(self): super().__init__(); self.a,self.b,self.out = nn.Linear(12,12),nn.Linear(12,12),nn.Linear(12,2)
+    def forward(self, x): return self.out(x + self.b(self.a(x).relu()))
+class Looks(Callback):
+    "Passes another batch, with gradients, just before the step"
+    order = 1500
+    def before_batch(self): self.learn.model(9*self.x)
+def drawn(model, x):
+    model(9*x)
+    for m in (model.a,model.b): nn.init.normal_(m.weight)
+@pytest.mark.parametrize('scheme', ['lsuv_residual','lsuv','xavier',drawn])
+def test_the_first_step_is_the_initialized_model(scheme):
+    "Also where the initialization waits for the first batch, and passes it with gradients"
+    g = torch.Generator() # of the loader: it cannot be asked beforehand
+    train = torch.utils.data.DataLoader(data().train_ds, 16, shuffle=True, generator=g)
+    learn = learner(Branches(), cbs=[InitCallback(scheme, watch=2), Plain(), Looks()])
+    learn.dls.loaders = [train, learn.dls.valid]
+    learn.plain.order = 2000
+    fit(learn, 1)
+    rows = learn.watch.watched.df.query('step==1').set_index('layer')
+    assert 'initialized at the first training batch' in learn.init_report().notes[0]
+    for n,o in learn.plain.steps[0][0].items(): assert rows['std'][n]==pytest.approx(o.std().item(), abs=1e-5)
 
 def compiled(): return torch.compile(relus(), backend='eager')
 def with_a_compiled_part():

@@ -9,7 +9,7 @@ __all__ = ['all_modules', 'Probe', 'untouched', 'probing', 'InitError', 'forward
 
 # %% ../nbs/03_probe.ipynb #8ba5a03e
 from fastai.basics import *
-import traceback, numpy as np
+import traceback
 from collections.abc import Iterable,Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass

@@ -92,9 +92,9 @@ def only(self:InitReport,
 )->InitReport: # A new one
     "The layers of these types, upper or lower case; raises `ValueError` if there are none."
     names = [getattr(o, '__name__', str(o)).lower() for o in listify(types)]
-    found = self.df.layer[self.df.type.str.lower().isin(names)]
+    found = self.df.layer[[str(o).lower() in names for o in self.df.type]]
     if names and found.empty:
-        raise ValueError(f"no layer is of type {' or '.join(names)}; there are {', '.join(self.df.type.unique())}")
+        raise ValueError(f"no layer is of type {' or '.join(names)}; there are {', '.join(self.df.type.dropna().unique())}")
     return self[found]
 
 # %% ../nbs/06_report.ipynb #f186142d

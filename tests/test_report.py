@@ -75,6 +75,8 @@ def test_no_layer_of_a_type(types, said):
     "What there is, in the place of an empty report"
     with pytest.raises(ValueError) as e: report(types=['Linear','ReLU','Linear']).only(types)
     assert str(e.value)==f'no layer is of type {said}; there are Linear, ReLU'
+    with pytest.raises(ValueError, match='; there are Linear$'): report().mark({'9':'not called'}).only(types) # whose type nobody saw
+    with pytest.raises(ValueError, match='; there are $'): report('').mark({'9':'not called'}).only(types)
 
 def test_several_layers_in_any_container():
     "A Series, array, index, tuple or generator of names; a mask, of which a missing value is no"

@@ -6,7 +6,7 @@ Docs: https://fastinit.github.io/fastinit/fill.html.md"""
 
 # %% auto #0
 __all__ = ['draw_weight', 'orthonormal', 'new_weight', 'new_bias', 'reset_', 'reset_attention_', 'recurrent_', 'some_of',
-           'params_to_fill', 'bias_note', 'with_matrix', 'speaking_of', 'each_layer', 'fill_layers']
+           'params_to_fill', 'left_notes', 'with_matrix', 'speaking_of', 'each_layer', 'fill_layers']
 
 # %% ../nbs/07_fill.ipynb #f111aa03
 from fastai.basics import *
@@ -163,10 +163,7 @@ def params_to_fill(
     attention = [p for m in todo.values() if m in heads for p in heads[m]._parameters.values() if p is not None]
     return [p for m in todo.values() for p in params_of(m)] + attention
 
-def bias_note(
-    todo:Layers, # Layers that were initialized
-    was:Saved, # What the parameters were before
-)->list: # One sentence, or none
+def _bias_note(todo, was):
     "What had one value throughout, 0.1 or more, as a prior or an open gate has, and is another now."
     before = {id(p):v for p,_,v in was.values}
     biases = {n:m._parameters.get('bias') for n,m in todo.items()}
@@ -179,6 +176,14 @@ def bias_note(
     if not meant: return []
     which = f"{len(meant)} bias{'es'*(len(meant)>1)} (first: {meant[0]}, {short_number(mine[meant[0]][1][0].item())})"
     return [f'{which} had one value throughout, and another now: set it again if it was meant, as a prior is']
+
+def left_notes(
+    model:nn.Module, # Looked through, never called
+    todo:Layers, # Its layers that were initialized
+    was:Saved, # What its parameters were before
+)->list: # Sentences
+    "What an initialization passed over, unless the user chose, and which biases it took that may have been meant."
+    return (unknown_note(model, was) if todo.by_default else []) + _bias_note(todo, was)
 
 def with_matrix(
     todo:Layers, # Layers to initialize

@@ -55,9 +55,9 @@ def names_in(
     *codes:CodeType, # As a function has in `__code__`
 )->set: # Of globals and attributes
     "The names that code uses, that of functions defined in it included."
-    codes = list(codes)
-    for c in codes: codes += [o for o in c.co_consts if isinstance(o, CodeType)]
-    return {n for c in codes for n in c.co_names}
+    todo = list(codes)
+    for c in todo: todo += [o for o in c.co_consts if isinstance(o, CodeType)] # which grows
+    return {n for c in todo for n in c.co_names}
 
 _closed = (Tensor, np.ndarray, pd.DataFrame, pd.Series, Learner, Callback, DataLoaders, type, Function, _BaseDataLoaderIter)
 _libraries = {'builtins','torch','torchvision','fastai','fastcore','fasttransform','plum','numpy','pandas','PIL'}

@@ -179,8 +179,7 @@ def lsuv_(
             notes = branch_notes(fix.done) + (_plain_subs(acts) if center else [])
             if not verify: notes.append(_predicted)
             report = _report(rows, passes, notes, left, at)
-            if todo.by_default: report.notes += unknown_note(model, saved)
-            report.notes += bias_note(todo, saved)
+            report.notes += left_notes(model, todo, saved)
             warn_left(report.left)
             _warn_slow(rows, std, tol)
     return report

@@ -164,8 +164,7 @@ def default_(
 
 # %% ../nbs/07_schemes.ipynb #a8105fd8
 #: Name → function `f(model, **options)`, or `f(model, *xb, **options)` where it needs a batch
-schemes:dict[str,Callable] = dict(
-    default=default_, normal=normal_, xavier=xavier_, kaiming=kaiming_, orthogonal=orthogonal_)
+schemes:dict[str,Callable] = dict(default=default_, normal=normal_, xavier=xavier_, kaiming=kaiming_, orthogonal=orthogonal_)
 
 def get_scheme(
     scheme:str|Callable, # A name in `schemes`, or a function of `(model)` or `(model, *xb)`
@@ -279,8 +278,7 @@ def init_split(
         report = res if isinstance(res, InitReport) else init_stats(model, *xb, include_paramless=include_paramless)
         report.scheme = scheme_name(scheme)
         if not measures:
-            if todo.by_default: report.notes += unknown_note(model, saved)
-            report.notes += bias_note(todo, saved)
+            report.notes += left_notes(model, todo, saved)
             report.mark(todo.left)
             warn_left(todo.left, stacklevel=4) # of `init_`
     return report

@@ -194,7 +194,7 @@ def nan(m): m[2].weight[0,0] = math_nan
 math_nan = float('nan')
 
 @pytest.mark.parametrize('at,said', [
-    (dict(step4=die), 'have died (first: 4, at step 4)'),
+    (dict(step4=die), 'died (first: 4, at step 4)'),
     (dict(step3=small), 'have vanished (first: 4, at step 3)'),
     (dict(step1=small), 'have vanished (first: 4, from the start)'),
     (dict(step5=big), '3 layers of 5 have exploded (first: 4, at step 5)'),

@@ -225,9 +225,19 @@ inf,nan = float('inf'),float('nan')
     (dict(a=[[3,1],[3,1.2]], b=[[3,1.7],[3,1.8]], c=[[3,0.5],[3,inf]]), 'a has the lowest loss after 2 steps, 1.1 (1 to 1.2): 0.65 below b, 0.5 beyond the spread of 2 seeds'),
     (dict(a=[[3,1]], b=[[3,inf]], c=[[3,nan]]), 'a has the lowest loss after 2 steps, 1; every other scheme diverged'),
     (dict(a=[[3,nan]], b=[[3,inf]]), 'every scheme diverged: try a lower learning rate'),
+    (dict(a=[[3,7950]], b=[[3,9000]]), 'every scheme diverged: try a lower learning rate'),
+    (dict(a=[[3,7950],[3,8000]], b=[[3,inf],[3,9000]]), 'every scheme diverged: try a lower learning rate'),
+    (dict(a=[[9,4]], b=[[1,3]], c=[[1,nan]]), 'a has the lowest loss after 2 steps, 4; every other scheme diverged'),
+    (dict(a={1.:[[1,3]], 2.:[[9,5]]}, b={1.:[[9,6]], 2.:[[1,2.5]]}), 'a at 2 has the lowest loss after 2 steps, 5, 1 below b at 1; one seed does not tell this from chance: `seeds=3`'),
+    (dict(a=[[3,1],[3,1.2]], b=[[3,1.7],[3,1.8]], c=[[1,2.5],[1,2.2]]), 'a has the lowest loss after 2 steps, 1.1 (1 to 1.2): 0.65 below b, 0.5 beyond the spread of 2 seeds'),
     (dict(a={1.:[[3,9]], 2.:[[3,1]]}, b={1.:[[3,4]], 2.:[[3,2]]}), 'a at 2 has the lowest loss after 2 steps, 1, 1 below b at 2; one seed does not tell this from chance: `seeds=3`'),
     (dict(a={1.:[[3,9]], 2.:[[3,1]]}, b={1.:[[3,1.5]], 2.:[[3,2]]}), 'a at 2 has the lowest loss after 2 steps, 1, 0.5 below b at 1; one seed does not tell this from chance: `seeds=3`')])
 def test_best(runs, said): assert best(**runs)==said
+
+def test_what_diverged_is_last_in_the_table():
+    "So that `plot_stats` draws the rate of the best"
+    res = InitComparison({}, {}, losses(a={1.:[[1,3]], 2.:[[9,5]]}, b={1.:[[3,nan]], 2.:[[9,6]]}))
+    assert list(res.table.index)==[('a',2.),('b',2.),('a',1.),('b',1.)] and res.table.diverged.tolist()==[0,0,1,1]
 
 def test_the_end_of_a_run():
     "The mean of the last fifth of the steps; diverged: not finite at some step, or at the end more than twice what it began with"

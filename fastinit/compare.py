@@ -23,6 +23,7 @@ from .pool import *
 from .report import *
 from .schemes import *
 from .looks import *
+from .metrics import *
 from .plot import *
 from .watch import *
 from .watched import *

@@ -24,6 +24,7 @@ from .pool import *
 from .report import *
 from .schemes import *
 from .looks import *
+from .metrics import *
 from .plot import *
 from .watch import *
 from .watched import *
@@ -124,28 +125,27 @@ class InitComparison(dict):
 
     @property
     def table(self)->pd.DataFrame: # loss (the mean over seeds), lowest, highest, diverged (share of the seeds), seeds
-        "One row per scheme and learning rate, the lowest loss first"
+        "One row per scheme and learning rate, the lowest loss first, what diverged last"
         g = self.runs.astype(dict(loss=float, diverged=float)).groupby(['scheme','lr'], sort=False)
         res = g.agg(loss=('loss','mean'), lowest=('loss','min'), highest=('loss','max'),
                     diverged=('diverged','mean'), seeds=('seed','count'))
-        return res.sort_values('loss', kind='stable')
+        return res.sort_values('loss', kind='stable').sort_values('diverged', key=lambda o: o==1, kind='stable')
 
     @property
     def best(self)->str: # Such as 'lsuv has the lowest loss after 50 steps, 0.412 …: 0.31 below kaiming, 0.22 beyond …'
         "What had the lowest loss at its best rate, and by how much beyond the spread of the seeds, if that is clear"
-        t,steps = self.table.reset_index().drop_duplicates('scheme'),self.losses.step.max()
-        rates,a = self.losses.lr.nunique()>1,t.iloc[0]
+        every,steps = self.table.reset_index().drop_duplicates('scheme'),self.losses.step.max()
+        rates,t = self.losses.lr.nunique()>1,every[(every.diverged<1) & np.isfinite(every.loss)]
         def _named(r): return r.scheme + (f' at {_rate(r.lr)}' if rates else '')
-        if not math.isfinite(a.loss): return 'every scheme diverged: try a lower learning rate'
+        if not len(t): return 'every scheme diverged: try a lower learning rate'
+        a,others = t.iloc[0],t.iloc[1:]
         spread = f' ({a.lowest:.3g} to {a.highest:.3g})' if a.seeds>1 else ''
         lead = f'{_named(a)} has the lowest loss after {_steps(steps)}, {a.loss:.3g}{spread}'
-        if len(t)==1: return lead
-        b = t.iloc[1]
-        if not math.isfinite(b.loss): return f'{lead}; every other scheme diverged'
+        if not len(others): return lead + ('; every other scheme diverged' if len(every)>1 else '')
+        b = others.iloc[0]
         below = f'{b.loss-a.loss:.3g} below {_named(b)}'
         if a.seeds==1 and a.loss==b.loss: return f'no difference between {_named(a)} and {_named(b)}: {lead}'
         if a.seeds==1: return f'{lead}, {below}; one seed does not tell this from chance: `seeds=3`'
-        others = t.iloc[1:][np.isfinite(t.loss.iloc[1:])]
         near = [_named(r) for _,r in others.iterrows() if r.lowest<=a.highest]
         if near:
             names = ', '.join([_named(a), *near[:-1]]) + f' and {near[-1]}'

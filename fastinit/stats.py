@@ -194,7 +194,7 @@ def table(self:LayerStats)->list: # In order of execution
 
 # %% ../nbs/05_stats.ipynb #109de370
 class _Hists(LayerStats):
-    "A histogram of the first output of each module"
+    "A histogram of what is finite in the first output of each module"
     def __init__(self, model, include_paramless, bins, lim):
         super().__init__(model, include_paramless)
         self.hists,self.bins,self.lim = {},bins,lim
@@ -203,8 +203,13 @@ class _Hists(LayerStats):
         o,n = first_values(o),self.names[m]
         if not has_moments(o) or n in self.hists or not o.is_floating_point() or not o.numel(): return
         with torch._C.DisableTorchFunction():
-            inside = o.float().clamp(-self.lim, self.lim)
-            self.hists[n] = torch.histc(inside, self.bins, -self.lim, self.lim)/o.numel()
+            parts = flat(o.detach()).split(2**24) # a bin counts in float32, and no further
+            self.hists[n] = torch.stack([self.counts(v) for v in parts]),o.numel()
+
+    def counts(self, v):
+        "How many of `v` are in each bin: what is beyond the limits in the last, what is not finite in none"
+        inside = v.float().clamp(-self.lim, self.lim).masked_fill_(~v.isfinite(), 2*self.lim)
+        return torch.histc(inside, self.bins, -self.lim, self.lim)
 
 # %% ../nbs/05_stats.ipynb #f3b99d15
 def layer_hists(
@@ -214,13 +219,15 @@ def layer_hists(
     lim:float=4., # Range ±lim
     include_paramless:bool=False, # Also the modules without parameters, such as ReLU?
 )->pd.DataFrame: # A column per layer, in order of execution; a row per bin, by its middle: the share of values in it
-    """The histogram of every layer's output on one batch, in one forward pass; changes nothing. Raises `ValueError` for
-    `bins` or a `lim` that make none."""
+    """The histogram of every layer's output on one batch, in one forward pass; changes nothing.
+    What is beyond ±`lim` counts in the first and the last bin; what is not finite counts in none.
+    Raises `ValueError` for `bins` or a `lim` that make none."""
     check_number('bins', bins, whole=True)
     check_number('lim', lim)
     model,edges = unwrap(model),np.linspace(-lim, lim, bins+1)
     with probing(check_model(model), *xb), _Hists(model, include_paramless, bins, lim) as s: forward(model, *xb)
-    return pd.DataFrame({n:to_np(h) for n,h in s.hists.items()}, index=(edges[1:]+edges[:-1])/2)
+    shares = {n: to_np(counts).sum(0, dtype=float)/size for n,(counts,size) in s.hists.items()}
+    return pd.DataFrame(shares, index=(edges[1:]+edges[:-1])/2)
 
 # %% ../nbs/05_stats.ipynb #05a0d002
 @contextmanager

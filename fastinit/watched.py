@@ -12,6 +12,7 @@ from fastai.basics import *
 import textwrap
 import matplotlib.pyplot as plt
 from collections.abc import Iterable,Sequence
+from matplotlib.patches import Patch
 from .tensors import *
 from .pool import *
 from .stats import *
@@ -163,19 +164,31 @@ def _when(change, over=False):
 def __repr__(self:Watched): return self.summary
 
 # %% ../nbs/16_watched.ipynb #b8b4be2f
-def _picture(ax, ratio, gone, names, most, title):
-    """log10 of `ratio`, layer × step: blue is too small, red too large, black not finite (`gone`), grey exactly 0 or
-    not recorded; at most so many `names` beside it"""
-    with np.errstate(divide='ignore'): v = np.log10(ratio.to_numpy())
-    v = np.where(gone | np.isposinf(v), 3, np.where(np.isfinite(v), v.clip(-2, 2), np.nan))
+def _picture(ax, values, unit, gone, names, most, title):
+    """log10 of `values` over `unit`, layer × step: blue is too small, red too large, black not finite (`gone`), grey
+    exactly 0 or not recorded; at most so many `names` beside it"""
+    with np.errstate(all='ignore'): v = np.log10(values) - np.log10(unit)
+    v = np.where(gone | np.isposinf(v), 3, np.where(v>-np.inf, v.clip(-2, 2), np.nan))
     cmap = plt.get_cmap('RdBu_r').with_extremes(over='black', bad='0.8')
     extent = 0.5,v.shape[1]+0.5,len(names)-0.5,-0.5
     im = ax.imshow(v, aspect='auto', interpolation='nearest', cmap=cmap, vmin=-2, vmax=2, extent=extent)
-    ax.set_yticks(*thinned(names, most), fontsize=9)
+    ax.set_yticks(*thinned(names, most), fontsize=9, parse_math=False)
     ax.set_xlabel('training step')
-    ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
+    whole_numbers(ax.xaxis)
     ax.set_title(title, fontsize=10)
     return im
+
+def _typical(grad):
+    "(median, step) of the gradients over 0 at the first step that has any: silent branches give 0 to most layers"
+    medians = grad.where((grad>0) & np.isfinite(grad)).median()
+    step = next((s for s,m in medians.items() if m>0), 1)
+    return medians[step],step
+
+def _patches(ims):
+    "Legend entries for black and grey, where they occur"
+    v = np.stack([im.get_array().filled(math.nan) for im in ims])
+    of = {('0.8','exactly 0, or not recorded'): np.isnan(v), ('black','not finite'): v==3}
+    return [Patch(color=c, label=what) for (c,what),o in of.items() if o.any()]
 
 def _until(change):
     if change['last'] is pd.NA: return ''
@@ -199,10 +212,10 @@ def _fitted(changes, width, height):
 
 def _loss_line(ax, loss):
     "The loss by step, on a log scale where it spans decades"
-    ax.plot(range(1, len(loss)+1), loss, color=plt.rcParams['text.color'], lw=1.5, marker='o' if len(loss)==1 else '')
+    draw_line(ax, range(1, len(loss)+1), loss, color=plt.rcParams['text.color'], lw=1.5)
     log = min(loss)>0 and max(loss)>30*min(loss)
     ax.set(xlim=(0.5, len(loss)+0.5), ylabel='loss (log scale)' if log else 'loss', yscale='log' if log else 'linear')
-    ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
+    whole_numbers(ax.xaxis)
     ax.grid(alpha=0.25)
 
 def plot_watched(
@@ -223,8 +236,9 @@ def plot_watched(
     line = (height-1.2)/sum(ratios)/0.16 # text of 9 points, in the height without titles and ticks
     gone = w.grid('status').to_numpy()=='not finite'
     draw = partial(_picture, gone=gone, names=names, most=max(1, min(30, int(ratios[1]*line))))
-    im = draw(left, std/w.grid('target'), title='std of the output ÷ target')
-    draw(right, grad/grad[1].median(), title='std of the gradient ÷ median of step 1')
+    typical,step = _typical(grad)
+    im = draw(left, std, w.grid('target'), title='std of the output ÷ target')
+    other = draw(right, grad, typical, title=f'std of the gradient ÷ median of step {step}')
     right.set_yticklabels([])
     for _,r in changes[changes['first']>1].iterrows():
         left.plot(r['first'], names.index(r.layer), 'x', color='white' if r.status=='not finite' else 'black', ms=4)
@@ -232,9 +246,10 @@ def plot_watched(
     _loss_line(top, w.loss)
     text.axis('off')
     words = _fitted(changes, max(20, int((width/2-0.8)/0.068)), max(2, int(ratios[0]*line)))
-    text.text(0, 1, words, transform=text.transAxes, va='top', fontsize=9).set_in_layout(False)
+    text.text(0, 1, words, transform=text.transAxes, va='top', fontsize=9, parse_math=False).set_in_layout(False)
     bar = fig.colorbar(im, ax=[left,right], extend='both', aspect=30, pad=0.01)
     bar.set_ticks([-2,-1,0,1,2], labels=['÷100','÷10','1','×10','×100'])
+    legend_below(fig, _patches([im,other]))
     return left,right,top
 
 @patch
@@ -274,13 +289,12 @@ def plot_losses(
         l = losses[losses.scheme==k].pivot(index='step', columns='seed', values='loss')
         l = l.where(np.isfinite(l))
         unseen = ' (not finite)' if k not in lowest else ' (above)' if lowest[k]>limits[1] else ''
-        look = dict(color=c, lw=1.5, marker='o' if len(l)==1 else '', label=k+unseen)
-        ax.plot(l.index, l.mean(axis=1, skipna=False), **look)
+        draw_line(ax, l.index, l.mean(axis=1, skipna=False), color=c, lw=1.5, label=as_label(k+unseen))
         ax.fill_between(l.index, l.min(axis=1), l.max(axis=1), color=c, alpha=0.18, lw=0)
     if log: ax.set_yscale('log')
     ax.set_ylim(limits)
     ax.set_xlabel('training step'); ax.set_ylabel('loss (log scale)' if log else 'loss')
     if losses.step.max()==1: ax.set_xlim(0.5, 1.5)
-    ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
+    whole_numbers(ax.xaxis)
     ax.grid(alpha=0.25); ax.legend(frameon=False)
     return ax

@@ -1,11 +1,11 @@
 "Every part of a chart says what the table says: lines, guides, marks, scales, legends; and the page what the report says"
 import html, math, pickle, re
-import matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest
-from matplotlib.colors import to_hex, to_rgba
+import itertools, matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest
+from matplotlib.colors import to_hex, to_rgb, to_rgba
 from PIL import Image
 import fastinit.page
 from fastinit.plot import few_colors, plot_depth, plot_grads, plot_hists, plot_init_stats, plot_lr_range, plot_metrics, plot_side_by_side, save_png, scheme_colors, thinned
-from fastinit.looks import legend_below
+from fastinit.looks import as_label, axes_or_new, draw_line, legend_below, whole_numbers
 from fastinit.report import InitReport
 from fastinit.status import statuses
 
@@ -32,6 +32,24 @@ def test_colors():
     c = scheme_colors(names)
     assert list(c)==names and c['lsuv']==scheme_colors(['lsuv'])['lsuv']!=c['kaiming']
     assert len(set(scheme_colors([*'abc','lsuv','kaiming']).values()))==5
+
+MACHADO = dict(all=np.eye(3), deuteranopia=np.array([[0.367322,0.860646,-0.227968], [0.280085,0.672501,0.047413], [-0.011820,0.042940,0.968881]]),
+               protanopia=np.array([[0.152286,1.052583,-0.204868], [0.114503,0.786281,0.099216], [-0.003882,-0.048116,1.051998]]))
+SRGB = np.array([[.4124564,.3575761,.1804375], [.2126729,.7151522,.0721750], [.0193339,.1191920,.9503041]])/np.array([[.95047],[1],[1.08883]])
+
+def lab(color, sight):
+    "CIE L*a*b* of a colour, as seen with a `sight` (Machado and others, 2009)"
+    c = np.array(to_rgb(color))
+    xyz = SRGB @ np.clip(MACHADO[sight] @ np.where(c<=.04045, c/12.92, ((c+.055)/1.055)**2.4), 0, 1)
+    f = np.where(xyz>.008856, np.cbrt(xyz), 7.787*xyz+16/116)
+    return np.array([116*f[1]-16, 500*(f[0]-f[1]), 200*(f[1]-f[2])])
+
+@pytest.mark.parametrize('sight', MACHADO)
+def test_colour_blind_people_can_tell_them_apart(sight):
+    "Names of one's own from the schemes and from each other: a distance of 17 at least, where 2 can just be seen"
+    c = scheme_colors(['default','kaiming','lsuv','normal','xavier','orthogonal',*(f'mine {i}' for i in range(7))])
+    near = min((float(np.linalg.norm(lab(c[a], sight)-lab(c[b], sight))),a,b) for a,b in itertools.combinations(c, 2))
+    assert near[0]>17, near
 
 def test_lines_and_guides():
     a,b = report([1.,2.,3.], [0.1,0.2,0.3], scheme='kaiming'),report([1.,1.,1.], [0.,0.,0.], scheme='lsuv', target=0.5)
@@ -78,7 +96,7 @@ def test_marks(log):
         assert [list(o.get_xdata()) for o in zero]==[[1]] and [list(o.get_xdata()) for o in bad]==[[2]]
         assert list(ys(zero[0]))==[0] and list(ys(bad[0]))==[1] and to_rgba(zero[0].get_markerfacecolor())==to_rgba('white')
         assert bad[0].get_transform()==ax.get_xaxis_transform()
-        assert (zero[0].get_transform()==ax.get_xaxis_transform())==(log and ax is std) # on a log scale 0 has no place
+        assert (zero[0].get_transform()==ax.get_xaxis_transform())==(ax is std)==(not zero[0].get_clip_on()) # where 0 is the frame, or has no place
     assert texts(std.figure.legends[0])==['as it is','zero by design','not finite']
     assert texts(plot_init_stats(report([1.,2.]))[1].figure.legends[0])==['as it is'] # none occurs
 
@@ -188,7 +206,7 @@ def test_histograms():
     (im,) = ax.get_images()
     assert im.origin=='lower' and list(im.get_extent())==[-0.5,1.5,-3.,3.] and im.get_clim()==(-4,0)
     assert np.allclose(im.get_array(), [[-4,0],[-1,-4],[math.log10(0.9),-4]])
-    assert [t.get_text() for t in ax.get_xticklabels()]==['a','b'] and ax.get_ylabel()=='value of the output'
+    assert [t.get_text() for t in ax.get_xticklabels()]==['a','b'] and ax.get_ylabel()=='value of the output (ends: and beyond)'
 
 def test_gradients():
     r = report([1.]*3, scheme='lsuv', grad_std=[1.,0.,1e-3])
@@ -265,7 +283,7 @@ def test_what_the_axes_are_called():
     assert called(plot_metrics(results()))==('epoch','accuracy')
     assert called(plot_lr_range(results()))==('peak learning rate (log scale)','accuracy after epoch 2')
     hist = plot_hists(pd.DataFrame({'a':[0.,1.]}, index=[-1.,1.]))
-    assert called(hist)==('layer, in order of execution','value of the output')
+    assert called(hist)==('layer, in order of execution','value of the output (ends: and beyond)')
     assert called(hist.figure.axes[1])==('','share of the values (log10)')
 
 def test_sizes():
@@ -455,7 +473,7 @@ def test_charts_have_words(tmp_path):
     "For those who do not see them: what is on their axes"
     r = report([1.,2.], grad_std=[1.,2.])
     r.hists = pd.DataFrame({'0':[0.,1.], '1':[1.,0.]}, index=[-1.,1.])
-    alts = ['Chart of the report, layer by layer: mean of the output, std of the output', 'Chart of the report, layer by layer: value of the output, share of the values (log10)',
+    alts = ['Chart of the report, layer by layer: mean of the output, std of the output', 'Chart of the report, layer by layer: value of the output (ends: and beyond), share of the values (log10)',
             'Chart of the report, layer by layer: std of the gradient (log scale)']
     assert re.findall('<img[^>]* alt="(.*?)"', r._repr_html_())==alts
     assert re.findall('<svg role="img" aria-label="(.*?)"', r.to_html(tmp_path/'a.html').read_text())==alts
@@ -503,3 +521,133 @@ def test_pictures_of_nothing_finite():
     assert list(cross.get_xdata())==[1,2] and ax.get_yscale()=='log' and ax.get_ylabel()=='std of the gradient (log scale)'
     ax = plot_grads(InitReport(df.assign(grad_std=np.nan)))
     assert ax.get_yscale()=='linear' and ax.get_ylabel()=='std of the gradient'
+
+# Names, given axes, single points
+
+def wild(): return ['_mine', '', r'a$\frac$', 'b$_1$', '__', 'c$']
+
+def test_any_name_stands_in_a_legend_as_it_is():
+    "One that begins with an underscore, an empty one, one that would be mathematics; the only one, and the second"
+    n = len(wild())
+    many = {k:report([1.,2.+i], grad_std=[1.,0.]) for i,k in enumerate(wild())}
+    for rs in (many, *({k:r} for k,r in many.items())):
+        for f in (plot_init_stats, plot_grads, plot_depth):
+            ax = np.ravel(f(rs))[-1]
+            ax.figure.draw_without_rendering() # mathematics with an unknown symbol would raise
+            legend = ax.get_legend() or ax.figure.legends[0]
+            shown = [t.get_text().replace(r'\$', '$').lstrip(' ') for t in legend.get_texts()]
+            assert set(rs)<=set(shown) and not any(t._preprocess_math(t.get_text())[1] for t in legend.get_texts())
+            plt.close('all')
+    for f in (plot_metrics, plot_lr_range):
+        for ax in (f(results_of(*wild())), plot_side_by_side({'one':results_of(*wild())}, f)[0]):
+            ax.figure.draw_without_rendering()
+            assert len(texts(ax.get_legend() or ax.figure.legends[0]))==n
+    assert as_label('lsuv')=='lsuv' and as_label(3)=='3' and as_label('_a$')==r' _a\$'
+
+def test_layers_may_be_called_anything():
+    names = [r'a$\frac$','$x$','_b']
+    for ax in (*plot_init_stats(report([1.]*3, names=names)), plot_grads(report([1.]*3, names=names, grad_std=1.)), plot_hists(pd.DataFrame({n:[0.,1.] for n in names}, index=[-1.,1.]))):
+        ax.figure.draw_without_rendering()
+        assert [t.get_text() for t in ax.get_xticklabels()]==names and not any(t.get_parse_math() for t in ax.get_xticklabels())
+
+def test_no_legend_without_handles():
+    fig = plt.figure(layout='constrained')
+    legend_below(fig, [])
+    assert not fig.legends
+
+def test_a_second_report_in_the_same_axes():
+    "Each stands over its own layers, those of both have their names, none leaves the panel; colours and marks are told"
+    a = report([1.,0.,3.,4.], [0.,0.,3.,math.nan], ['ok','zero','ok','ok'], names=list('abcd'), grad_std=[1.,0.,3.,4.])
+    b,c = report([3.,4.], names=['c','d'], grad_std=[3.,4.]),report([5.,6.], names=['b2','e'], grad_std=[5.,6.])
+    axs = plt.subplots(1, 3)[1]
+    for k,r in dict(x=a, y=b, z=c).items():
+        plot_init_stats({k:r}, axs=axs[:2])
+        plot_grads({k:r}, ax=axs[2])
+    for ax in axs:
+        at = {t.get_text():x for t,x in zip(ax.get_xticklabels(), ax.get_xticks())}
+        for k,layers in dict(x='a b c d', y='c d', z='b2 e').items(): assert list(lines(ax)[k].get_xdata())==[at[n] for n in layers.split()]
+        assert set(at)=={'a','b','c','d','b2','e'} and ax.get_xlim()==(-0.5,5.5) and len({to_hex(lines(ax)[k].get_color()) for k in 'xyz'})==3
+        assert all(list(o.get_xdata())==[at['b']] for o in marks(ax, 'o'))
+    assert texts(axs[1].get_legend())==['x','y','z','zero by design','not finite'] # the marks are those of the first
+
+def test_a_log_scale_stays_one():
+    axs = plt.subplots(1, 2)[1]
+    for k,r in dict(wide=report([1.,1e4,0.], status=['ok','ok','zero']), narrow=report([1.,0.,2.], status=['ok','dead','ok'])).items(): plot_init_stats({k:r}, axs=axs)
+    assert axs[1].get_yscale()=='log' and [list(o.get_xdata()) for o in marks(axs[1], 'v')]==[[1]] and texts(axs[1].get_legend())[2:]==['zero by design','dead']
+
+@pytest.mark.parametrize('log', [False, True])
+def test_circles_are_where_the_layer_was_measured(log):
+    "Zero by design, but with a bias; on the frame only where the std is 0"
+    axs = plot_init_stats(report([1.,0.5,0.,1e4 if log else 1.], [0.,0.3,0.,0.], ['ok','zero','zero','ok']))
+    for ax,value in zip(axs, (0.3,0.5)):
+        found = {int(x): (float(y), o.get_transform()==ax.get_xaxis_transform()) for o in marks(ax, 'o') for x,y in zip(o.get_xdata(), ys(o))}
+        assert found=={1:(value,False), 2:(0.,ax is axs[1])}, found
+        assert list(np.isnan(ys(lines(ax)['as it is'])))==[False,True,True,False]
+
+def test_crosses_where_some_values_are_not_finite():
+    "All columns whose shares are not all of the values; the axes' own legend is inside where they were given"
+    h = pd.DataFrame({'a':[0.5,0.5], 'b':[0.5,0.484], 'c':[0.,0.], 'd':[0.5,0.5-1e-8]}, index=[-1.,1.])
+    ax = plot_hists(h, ax=plt.subplots()[1])
+    (cross,) = marks(ax, 'x')
+    assert list(cross.get_xdata())==[1,2,3] and list(ys(cross))==[1,1,1] and texts(ax.get_legend())==['not finite']
+    assert ax.get_legend().get_window_extent().x1<=ax.get_window_extent().x1 and plot_hists(h[['a']]).get_legend() is None
+
+def test_legends_are_inside_axes_that_were_given():
+    "Beside them is a neighbour"
+    r = report([1.,2.], grad_std=[1.,2.])
+    for f,o in [(plot_depth,r), (plot_grads,r), (plot_metrics,results()), (plot_lr_range,results())]:
+        fig,axs = plt.subplots(1, 3, figsize=(12,3))
+        f(o, ax=axs[0])
+        fig.draw_without_rendering()
+        assert axs[0].get_legend().get_window_extent().x1<=axs[0].get_window_extent().x1
+
+def shown_ticks(axis):
+    low,high = sorted(axis.get_view_interval())
+    return [t for t in axis.get_ticklocs() if low<=t<=high]
+
+def test_one_point_is_seen():
+    "It has a dot, and one tick"
+    for ax,dots in ((plot_depth(report([2.])), [True]), (plot_depth(report([2.,math.nan,1.])), [True]), (plot_depth(report([2.,0.,1.])), [True,False,True])):
+        (line,) = lines(ax).values()
+        assert line.get_marker()=='o' and line.get_markevery().tolist()==dots
+    assert shown_ticks(plot_depth(report([2.])).xaxis)==[1]==shown_ticks(plot_metrics(results().query('epoch==1')).xaxis)
+    assert lines(plot_depth(report([1.,2.])))['as it is'].get_marker()=='' and shown_ticks(plot_depth(report([1.,2.,3.])).xaxis)==[1,2,3]
+    ax = plt.subplots()[1]
+    draw_line(ax, [0,1,2,3,4,5], [1,math.nan,3,4,math.inf,1])
+    whole_numbers(ax.yaxis)
+    assert ax.get_lines()[0].get_markevery().tolist()==[True,False,False,False,False,True] and shown_ticks(ax.yaxis)==[1,2,3,4]
+
+def test_guides_by_depth_are_the_targets():
+    assert guides(plot_depth(report([.1], target=.1)))==[.1] and guides(plot_depth({'a':report([1.]), 'b':report([1.], target=2.)}))==[1.,2.]
+    for target in (.1,1.,3.): # the scale is that of decades, not of rounding noise
+        low,high = plot_depth(report([target,target*(1+1e-5),target], target=target)).get_ylim()
+        assert low<0.95*target and high>1.05*target and high/low>=2
+
+@pytest.mark.parametrize('metric', ['perplexity','mse','rmse','valid_rmse','mae','msle','exp_rmspe','hamming_loss','brier_score','Mean Absolute Error','wer'])
+def test_less_is_better(metric):
+    df = pd.DataFrame([dict(scheme='a', lr=lr, seed=0, epoch=1, **{metric:v}) for lr,v in ((1e-3,2.3), (1e-2,.4), (1e-1,9.))])
+    for lowest,best in ((None,.01), (True,.01), (False,.1)):
+        (star,) = [o for o in plot_lr_range(df, metric, lowest=lowest).get_lines() if o.get_marker()=='*']
+        assert star.get_xdata()[0]==best
+
+@pytest.mark.parametrize('metric', ['f1_score','dice','roc_auc_score','top_k_accuracy','explained_variance','corpus_bleu','my mse2','answer'])
+def test_more_is_better(metric):
+    df = pd.DataFrame([dict(scheme='a', lr=lr, seed=0, epoch=1, **{metric:v}) for lr,v in ((1e-3,2.3), (1e-2,.4), (1e-1,9.))])
+    (star,) = [o for o in plot_lr_range(df, metric).get_lines() if o.get_marker()=='*']
+    assert star.get_xdata()[0]==.1
+
+def test_a_second_report_is_no_option():
+    r = report([1.], grad_std=[1.])
+    with pytest.raises(TypeError, match='zoom=InitReport: no number; several reports go in one dict'): plot_init_stats(r, r)
+    for f in (plot_grads, plot_depth):
+        with pytest.raises(TypeError, match='ax=InitReport: no axes; several reports go in one dict'): f(r, r)
+    assert plot_init_stats(r, np.float32(0.5))[0].get_ylim()==(-.5,.5)
+    with pytest.raises(TypeError): axes_or_new([1], None)
+
+def test_gradients_without_a_report():
+    "As `layer_grads` gives them, alone or by name"
+    s = pd.Series({'0':1e-3, '2':0., '4':2e-3})
+    ax = plot_grads(s)
+    assert [t.get_text() for t in ax.get_xticklabels()]==['0','2','4'] and ys(lines(ax)['as it is'])[2]==2e-3 and ax.get_yscale()=='log'
+    both = plot_grads({'a':s, 'b':report([1.], names=['2'], grad_std=[1.])})
+    assert list(lines(both)['a'].get_xdata())==[0,1,2] and list(lines(both)['b'].get_xdata())==[1]

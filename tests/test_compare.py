@@ -286,9 +286,35 @@ inf,nan = float('inf'),float('nan')
     (dict(a=[[3,1],[3,1.2]], b=[[3,1.7],[3,1.8]], c=[[3,0.5],[3,inf]]), 'a has the lowest loss after 2 steps, 1.1 (1 to 1.2): 0.65 below b, 0.5 beyond the spread of 2 seeds'),
     (dict(a=[[3,1]], b=[[3,inf]], c=[[3,nan]]), 'a has the lowest loss after 2 steps, 1; every other scheme diverged'),
     (dict(a=[[3,nan]], b=[[3,inf]]), 'every scheme diverged: try a lower learning rate'),
+    (dict(a=[[3,7950]], b=[[3,9000]]), 'every scheme diverged: try a lower learning rate'),
+    (dict(a=[[3,7950],[3,8000]], b=[[3,inf],[3,9000]]), 'every scheme diverged: try a lower learning rate'),
+    (dict(a=[[9,4]], b=[[1,3]], c=[[1,nan]]), 'a has the lowest loss after 2 steps, 4; every other scheme diverged'),
+    (dict(a={1.:[[1,3]], 2.:[[9,5]]}, b={1.:[[9,6]], 2.:[[1,2.5]]}), 'a at 2 has the lowest loss after 2 steps, 5, 1 below b at 1; one seed does not tell this from chance: `seeds=3`'),
+    (dict(a=[[3,1],[3,1.2]], b=[[3,1.7],[3,1.8]], c=[[1,2.5],[1,2.2]]), 'a has the lowest loss after 2 steps, 1.1 (1 to 1.2): 0.65 below b, 0.5 beyond the spread of 2 seeds'),
     (dict(a={1.:[[3,9]], 2.:[[3,1]]}, b={1.:[[3,4]], 2.:[[3,2]]}), 'a at 2 has the lowest loss after 2 steps, 1, 1 below b at 2; one seed does not tell this from chance: `seeds=3`'),
     (dict(a={1.:[[3,9]], 2.:[[3,1]]}, b={1.:[[3,1.5]], 2.:[[3,2]]}), 'a at 2 has the lowest loss after 2 steps, 1, 0.5 below b at 1; one seed does not tell this from chance: `seeds=3`')])
 def test_best(runs, said): assert best(**runs)==said
+
+def test_what_diverged_is_last_in_the_table():
+    "So that `plot_stats` draws the rate of the best"
+    res = InitComparison({}, {}, losses(a={1.:[[1,3]], 2.:[[9,5]]}, b={1.:[[3,nan]], 2.:[[9,6]]}))
+    assert list(res.table.index)==[('a',2.),('b',2.),('a',1.),('b',1.)] and res.table.diverged.tolist()==[0,0,1,1]
+
+@pytest.mark.parametrize('inits', [{'_mine':'lsuv'}, {'_mine':'lsuv', '_other':'kaiming', '':'default', r'a$\frac$':'default'}])
+def test_names_that_matplotlib_would_leave_out(inits):
+    "All stand in the legends, of one batch and of a training"
+    learn = learner()
+    with learn.no_bar(), learn.no_logging():
+        for steps in (0,2):
+            plt.close('all')
+            learn.compare_inits(inits, steps=steps)
+            figs = [plt.figure(n) for n in plt.get_fignums()]
+            assert len(figs)==(2 if steps else 1)
+            for fig in figs:
+                fig.draw_without_rendering()
+                legend = fig.legends[0] if fig.legends else fig.axes[0].get_legend()
+                assert [t.get_text().lstrip(' ').replace(r'\$', '$') for t in legend.get_texts()][:len(inits)]==list(inits)
+    plt.close('all')
 
 def test_the_end_of_a_run():
     "The mean of the last fifth of the steps; diverged: not finite at some step, or at the end more than twice what it began with"
@@ -335,7 +361,7 @@ def test_one_step_can_be_drawn():
         for df in (losses(a=[[3]]), losses(a=[[0]]), losses(a=[[nan]])):
             ax = InitComparison({}, {}, df).plot()[0]
             low,high = ax.get_ylim()
-            assert low<high and ax.get_lines()[0].get_marker()=='o' and ax.get_xlim()==(0.5,1.5)
+            assert low<high and ax.get_lines()[0].get_marker()==('o' if np.isfinite(df.loss).all() else '') and ax.get_xlim()==(0.5,1.5)
 
 def test_modules_without_parameters_are_left_out():
     "LSUV after the activation lists ReLUs: here only if they are asked for, and then of all"

@@ -237,3 +237,15 @@ def test_backward_passes_within_each_other():
         with backward_pass(m): pass
         assert torch.utils.checkpoint.checkpoint(m, torch.randn(2,3), use_reentrant=True).requires_grad
     assert 'apply' not in vars(torch.utils.checkpoint.CheckpointFunction)
+
+def test_histograms_of_what_is_finite():
+    "NaN and inf are in no bin; finite values beyond the limits in the last, those of double precision too"
+    v = torch.tensor([math.nan, math.inf, -math.inf, 1e300, -5., 0., 0.1, 3.9], dtype=torch.double)
+    h = layer_hists(nn.Sequential(nn.Identity()), v, bins=5, lim=4., include_paramless=True)['0']
+    assert h.tolist()==[1/8, 0., 2/8, 0., 2/8]
+
+def test_histograms_count_to_the_end():
+    "More values in a bin than a float32 counts to; the shares add up to 1 to 1e-12"
+    h = layer_hists(nn.Sequential(nn.Identity()), torch.zeros(2**24+2**20+1), bins=3, include_paramless=True)['0']
+    assert h.tolist()==[0,1,0] and h.dtype==float
+    assert layer_hists(net(), x).sum().tolist()==pytest.approx([1.]*2, abs=1e-12)

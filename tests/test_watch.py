@@ -492,6 +492,39 @@ def test_three_layers_of_a_kind_are_named():
     w = record({f'e{i}':[1.,1e3] for i in range(4)})
     assert plot_watched(w)[0].figure.axes[1].texts[0].get_text().endswith('e2: exploding at step 2, and 1 more layer')
 
+def panel(ax): return ax.images[0].get_array().filled(9)
+
+def test_gradients_of_which_most_are_0_at_first():
+    "Over the median of those above 0 at the first step that has any; black is only what is not finite"
+    w = record({k:[1.]*3 for k in 'abcde'}, grads={'a':[1.,1.,1.], 'b':[4.,1.,1e9], **{k:[0.,1e-3,2.] for k in 'cde'}})
+    left,right,_ = plot_watched(w)
+    assert panel(right)[:,0].tolist()==pytest.approx([math.log10(1/2.5), math.log10(4/2.5), 9,9,9]) and (panel(right)!=3).all()
+    assert panel(right)[:,1:].tolist()==[pytest.approx([math.log10(o/2.5) for o in (1,1)]), pytest.approx([math.log10(1/2.5), 2])] + [pytest.approx([-2, math.log10(2/2.5)])]*3
+    assert [t.get_text() for t in left.figure.legends[0].get_texts()]==['exactly 0, or not recorded']
+    late = plot_watched(record({'a':[1.]*3, 'b':[1.]*3}, grads={'a':[0.,0.,2.], 'b':[0.,8.,8.]}))[1]
+    assert late.get_title()=='std of the gradient ÷ median of step 2' and panel(late).tolist()==[[9,9,pytest.approx(math.log10(2/8))], [9,0,0]]
+    none = plot_watched(record({'a':[1.,1.]}, grads={'a':[0.,0.]}))[1]
+    assert none.get_title()=='std of the gradient ÷ median of step 1' and panel(none).tolist()==[[9,9]]
+
+def test_black_is_what_is_not_finite():
+    "Not what is far from its target; its patch is in the legend where it occurs"
+    w = record({'a':[0.,1e-3], 'b':[1e-300,1e300], 'c':[1.,1.]}, targets={'a':0.}, grads={'a':[1e-300,1e300], 'b':[1.,1e-300], 'c':[math.inf,1.]}, means={'c':[0.,math.nan]})
+    left,right,_ = plot_watched(w)
+    assert panel(left).tolist()==[[9,-2],[-2,2],[0,3]] and panel(right)[2].tolist()==[3,3] and (panel(right)[:2]!=3).all()
+    assert [t.get_text() for t in left.figure.legends[0].get_texts()]==['exactly 0, or not recorded','not finite']
+    assert not plot_watched(record({'a':[1.,1.]}))[0].figure.legends
+
+def test_names_are_no_mathematics_and_one_step_has_one_tick():
+    w = record({r'a$\frac$':[1e3], 'b':[1.], r'$\foo$':[1e3]}, losses=[1.])
+    axs = plot_watched(w)
+    axs[0].figure.draw_without_rendering()
+    assert [t.get_text() for t in axs[0].get_yticklabels()]==list(w.layers) and r'a$\frac$: exploding' in axs[0].figure.axes[1].texts[0].get_text()
+    for ax in axs: assert [t for t in ax.get_xticks() if 0.5<=t<=1.5]==[1]
+
+def test_a_loss_between_two_that_are_missing_is_seen():
+    line = plot_watched(record({'a':[1.]*4}, losses=[1.,math.nan,2.,1.]))[2].get_lines()[0]
+    assert line.get_marker()=='o' and line.get_markevery().tolist()==[True,False,False,False]
+
 def test_nothing_watched():
     with pytest.raises(ValueError, match='no steps were watched'): plot_watched(Watched())
     w = Watched()

@@ -169,12 +169,12 @@ def _bias_note(todo, was):
     biases = {n:m._parameters.get('bias') for n,m in todo.items()}
     mine = {n:(b,before[id(b)].flatten()) for n,b in biases.items() if b is not None and id(b) in before and b.numel()>1}
     firsts = iter(read_all(v[i] for _,v in mine.values() for i in (0,1)))
-    alike = [n for n in mine if next(firsts)==next(firsts)!=0]
+    alike = {n:v for n in mine if (v := next(firsts))==next(firsts)!=0}
     if len(alike)==len(mine)>2: return [] # as LSUV leaves them
-    def _is_meant(now, old): return abs(old[0])>=0.1 and bool((old==old[0]).all()) and not was.unchanged(now)
-    meant = [n for n in alike if _is_meant(*mine[n])]
+    changed = was.changed(mine[n][0] for n,v in alike.items() if abs(v)>=0.1)
+    meant = [n for n in alike if id(mine[n][0]) in changed and bool((mine[n][1]==alike[n]).all())]
     if not meant: return []
-    which = f"{len(meant)} bias{'es'*(len(meant)>1)} (first: {meant[0]}, {short_number(mine[meant[0]][1][0].item())})"
+    which = f"{len(meant)} bias{'es'*(len(meant)>1)} (first: {meant[0]}, {short_number(alike[meant[0]])})"
     return [f'{which} had one value throughout, and another now: set it again if it was meant, as a prior is']
 
 def left_notes(

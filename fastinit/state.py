@@ -23,13 +23,21 @@ def _put_back(t, was):
 
 def _touches(p, groups): return any(shares_memory(p, o) for o in groups.get(memory_of(p), ()))
 
+def _is_same(t, was): # as a tensor where looking would mean waiting
+    return same_bits(t, was) if t.is_cpu else ((t==was) | (t!=t) & (was!=was)).all()
+
 class Saved:
     "The values of `params`, to be put back bit by bit."
     def __init__(self, params:Iterable): self.values = [(p, data := p.data, data.clone()) for p in params]
 
-    def unchanged(self, p:Tensor)->bool: # True of one that is not here, as nobody was to change it
-        "Is `p` what it was, to the bit?"
-        return all(same_bits(p.data, was) for o,_,was in self.values if o is p)
+    def changed(self,
+        params:Iterable, # Some of them; others count as unchanged, as nobody was to change them
+    )->set: # Ids
+        "Which of `params` are not what they were; a device is waited for once."
+        before = {id(p):was for p,_,was in self.values}
+        mine = [p for p in params if id(p) in before]
+        same = read_all(_is_same(p.data, before[id(p)]) for p in mine)
+        return {id(p) for p,o in zip(mine, same) if not o}
 
     @torch.no_grad()
     def restore(self,

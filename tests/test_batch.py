@@ -669,7 +669,7 @@ def test_two_processes_wait_together(tmp_path):
     for i,(a,b) in enumerate(zip(*(torch.load(tmp_path/f'{k}.pt', weights_only=False) for k in (0,1)))):
         for (w,report,stds) in (a,b):
             assert all(torch.equal(v, a[0][k]) for k,v in w.items()) and (report.df['std']-1).abs().max()<1e-3
-            assert any('initialized at the first training batch' in o for o in report.notes)==(i!=1) and all(abs(s-1)<0.2 for s in stds)
+            assert any('initialized at the first training batch' in o for o in report.notes)==(i!=1) and all(abs(s-1)<(0.5 if i==1 else 0.2) for s in stds) # of other items than those measured, in a head of two
 
 @pytest.mark.parametrize('kind,why', [
     *((k,'') for k in EARLY), *((k,'its data set is a stream') for k in ('fastai_stream','iterable','stream')),

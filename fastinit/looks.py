@@ -104,7 +104,7 @@ def whole_numbers(
     axis:Any, # `ax.xaxis` or `ax.yaxis`
 )->None:
     "Ticks at whole numbers only, also where there is but one."
-    axis.set_major_locator(plt.MaxNLocator(integer=True, min_n_ticks=1))
+    axis.set_major_locator(plt.MaxNLocator('auto', steps=[1,2,5,10], integer=True, min_n_ticks=1))
 
 # %% ../nbs/12_looks.ipynb #10ca0004
 def legend_below(

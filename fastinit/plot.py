@@ -181,7 +181,7 @@ def plot_hists(
     im = ax.imshow(np.log10(h.to_numpy().clip(1e-4)), origin='lower', aspect='auto', cmap='viridis', vmin=-4, vmax=0,
                    interpolation='nearest', extent=(-0.5, h.shape[1]-0.5, h.index[0]-step/2, h.index[-1]+step/2))
     _ticks(ax, list(h))
-    ax.set_ylabel('value of the output (ends: and beyond)')
+    ax.set_ylabel('value of the output (outliers at the ends)')
     ax.figure.colorbar(im, label='share of the values (log10)')
     bad = h.columns[h.sum() < 1-1e-9] # what is not finite is in no bin
     places,color = {n:i for i,n in enumerate(h)},plt.rcParams['text.color']

@@ -206,7 +206,7 @@ def test_histograms():
     (im,) = ax.get_images()
     assert im.origin=='lower' and list(im.get_extent())==[-0.5,1.5,-3.,3.] and im.get_clim()==(-4,0)
     assert np.allclose(im.get_array(), [[-4,0],[-1,-4],[math.log10(0.9),-4]])
-    assert [t.get_text() for t in ax.get_xticklabels()]==['a','b'] and ax.get_ylabel()=='value of the output (ends: and beyond)'
+    assert [t.get_text() for t in ax.get_xticklabels()]==['a','b'] and ax.get_ylabel()=='value of the output (outliers at the ends)'
 
 def test_gradients():
     r = report([1.]*3, scheme='lsuv', grad_std=[1.,0.,1e-3])
@@ -283,7 +283,7 @@ def test_what_the_axes_are_called():
     assert called(plot_metrics(results()))==('epoch','accuracy')
     assert called(plot_lr_range(results()))==('peak learning rate (log scale)','accuracy after epoch 2')
     hist = plot_hists(pd.DataFrame({'a':[0.,1.]}, index=[-1.,1.]))
-    assert called(hist)==('layer, in order of execution','value of the output (ends: and beyond)')
+    assert called(hist)==('layer, in order of execution','value of the output (outliers at the ends)')
     assert called(hist.figure.axes[1])==('','share of the values (log10)')
 
 def test_sizes():
@@ -473,7 +473,7 @@ def test_charts_have_words(tmp_path):
     "For those who do not see them: what is on their axes"
     r = report([1.,2.], grad_std=[1.,2.])
     r.hists = pd.DataFrame({'0':[0.,1.], '1':[1.,0.]}, index=[-1.,1.])
-    alts = ['Chart of the report, layer by layer: mean of the output, std of the output', 'Chart of the report, layer by layer: value of the output (ends: and beyond), share of the values (log10)',
+    alts = ['Chart of the report, layer by layer: mean of the output, std of the output', 'Chart of the report, layer by layer: value of the output (outliers at the ends), share of the values (log10)',
             'Chart of the report, layer by layer: std of the gradient (log scale)']
     assert re.findall('<img[^>]* alt="(.*?)"', r._repr_html_())==alts
     assert re.findall('<svg role="img" aria-label="(.*?)"', r.to_html(tmp_path/'a.html').read_text())==alts

@@ -176,7 +176,7 @@ def test_what_the_steps_made_is_in_every_form(tmp_path):
 
 # The page
 
-ALTS = {k:f'Chart of the report, layer by layer: {v}' for k,v in dict(stats='mean of the output, std of the output', hists='value of the output (ends: and beyond), share of the values (log10)',
+ALTS = {k:f'Chart of the report, layer by layer: {v}' for k,v in dict(stats='mean of the output, std of the output', hists='value of the output (outliers at the ends), share of the values (log10)',
     grads='std of the gradient (log scale)', steps='loss, std of the output ÷ target, std of the gradient ÷ median of step 1').items()}
 
 def whole():

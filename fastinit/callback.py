@@ -147,15 +147,12 @@ def initialize(self:InitCallback, xb:tuple)->None:
         text = f'has no layer that {scheme_name(self.scheme)} initializes by itself: choose with `layers=`'
         warnings.warn(f'{type(model).__name__} {text}', stacklevel=2)
     self.report = init_split(model, self.scheme, xb, todo, self.include_paramless, **self.options(todo))
-    self.learn._init_report,self.done,self.unchecked = self.report,True,True
+    self.done = self.unchecked = True
     differ = differs_in_training(model)
     if differ: self.report.notes.append(f"measured as in evaluation; different in training: {', '.join(differ)}")
-    def _mine(m): return not any(id(p) in self.kept for p in m._parameters.values())
-    now = remember(model)
-    old = {m:v for m,v in {**self.seen, **self.known()}.items() if m in now}
-    self.learn._init_known = {**old, **{m:v for m,v in now.items() if _mine(m)}} # not 'loaded' to others, or later
+    record(self.learn, self.report, self.seen, self.kept, bool(todo))
     self.kept,self.drawn = {},set(todo)
-    self.seen = self.learn._init_seen = {m:v for m,v in self.seen.items() if m in now}
+    self.seen = self.learn._init_seen = {m:v for m,v in self.seen.items() if m in self.known()}
 
 @patch
 def options(self:InitCallback, todo:Layers)->dict:
@@ -185,7 +182,7 @@ def wait(self:InitCallback,
 )->None:
     "Initialize at the first training batch, after all other callbacks"
     self.late,self.order = why,self.order+1000
-    self.was = remember(self.learn.model),self.known()
+    self.was = remember(self.learn.model),self.known(),{id(p) for p in self.learn.model.parameters() if p.requires_grad}
 
 @patch
 def notice_old_weights(self:InitCallback)->None:
@@ -203,7 +200,8 @@ def initialize_late(self:InitCallback)->None:
     "Initialize on the batch that is about to be trained on"
     model = self.learn.model
     p = first(model.parameters())
-    with torch.autocast(p.device.type, enabled=False): self.initialize(in_dtype(tuple(self.learn.xb), p.dtype))
+    with torch.autocast(p.device.type, enabled=False), thawed(model, self.was[2]):
+        self.initialize(in_dtype(tuple(self.learn.xb), p.dtype))
     if not changed_params(model, self.was[0]): self.was = None
     vars(self).pop('order', None)
     self.report.notes.insert(0, 'initialized at the first training batch; callbacks that copied the weights before that '

@@ -82,7 +82,10 @@ def _of_function(f):
 
 def _of_object(o):
     "The attributes of an object, and of its classes but a library's"
-    own = [v for k,v in vars(o).items() if not (k=='it' and isinstance(o, DataLoader))] # its last pass over the data
+    def _passing(k, v): # what a library iterates over; a DataLoader its last pass over the data
+        ours = isinstance(o, DataLoader) and k in ('it','_DataLoader__idxs')
+        return _is_iterator(v) and (ours or _is_library(type(o).__module__))
+    own = [v for k,v in vars(o).items() if not _passing(k, v)]
     return own + [v for c in type(o).__mro__ if not _is_library(c.__module__) for v in vars(c).values()]
 
 def _inside(o, most=100):

@@ -28,6 +28,7 @@ class InitReport:
     hists:pd.DataFrame|None = None # As `layer_hists` gives them, where they were asked for
     at = 'layer' # Where `target` is, or the 'activation'
     watched:Any = None # The first training steps, a `Watched`, where they were watched
+    when = '' # What it speaks of, if the weights are others now: 'before training'
     def __init__(self,
         df:pd.DataFrame|Callable, # The table, or a function that makes it
         scheme:str='', # Name of the scheme that was applied, '' for the model as it was
@@ -140,7 +141,8 @@ def with_steps(
     report:InitReport,
     text:str, # On the layers before training
 )->str: # Such as '2 layers: 2 ok. After 50 steps none of 2 layers has vanished, exploded or died'
-    "`text`, and what the first training steps made of the layers, where they were watched."
+    "`text`, with what it speaks of, and what the first training steps made of the layers, where they were watched."
+    if report.when: text = f'{report.when}: {text}'
     return f'{text}. A{report.watched.summary[1:]}' if report.watched else text # after …
 
 @patch(as_prop=True)

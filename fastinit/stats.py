@@ -244,19 +244,20 @@ class _Grads(LayerStats):
     "The gradient at the first output of each module"
     def __init__(self, model, include_paramless):
         super().__init__(model, include_paramless)
-        self.stds = {} # in the order of execution; filled on the way back
+        self.stds,self.means = {},{} # in the order of execution; filled on the way back
 
     def hook(self, m, i, o):
         o,n = first_tensor(o),self.names[m]
         if o is None or n in self.stds or not o.requires_grad or not o.numel(): return
-        self.stds[n] = math.nan
+        self.stds[n] = self.means[n] = math.nan
         o.register_hook(partial(self.keep, n))
 
     def keep(self, n, grad):
-        "The std of `grad`, at the output of the layer called `n`"
+        "The std of `grad`, at the output of the layer called `n`, and how far its mean is from 0"
         g = first_values(grad)
         if not g.numel(): return
-        with torch._C.DisableTorchFunction(): self.stds[n] = self.moments(g)[0]
+        with torch._C.DisableTorchFunction(): self.stds[n],mean = self.moments(g)
+        self.means[n] = abs(mean)
 
 # %% ../nbs/05_stats.ipynb #80be7ff0
 @contextmanager
@@ -265,13 +266,10 @@ def backward_pass(model):
     not, and reentrant checkpoints the graph of what is in them."""
     def _plain(f, preserve, *args): return f(*args)
     rnn = any(isinstance(m, nn.RNNBase) for m in model.modules())
-    was = vars(CheckpointFunction).get('apply') # of another such context around this one
     CheckpointFunction.apply = _plain
     try:
         with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False) if rnn else nullcontext(): yield
-    finally:
-        del CheckpointFunction.apply
-        if was is not None: CheckpointFunction.apply = was
+    finally: del CheckpointFunction.apply
 
 def _backward(model, loss_func, xb, yb, ps):
     "One forward and one backward pass that leaves no gradients"
@@ -290,10 +288,13 @@ def layer_grads(
     yb:Any, # The targets, likewise
     *,
     include_paramless:bool=False, # Also the modules without parameters, such as ReLU?
-)->pd.Series: # Dotted name → std of the gradient of the loss at the layer's output
+)->pd.Series: # Dotted name → std of the gradient of the loss at the layer's output; `attrs['silent']`: where all of it is 0
     """The size of the gradient at every layer's output, in one forward and one backward pass; changes nothing.
     Raises `InitError` if the loss does not depend on the parameters, or has no backward pass."""
     model,xb,yb = unwrap(model),as_tuple(xb),as_tuple(yb)
     with probing(check_model(model), *xb), require_grad(model, True) as ps, _Grads(model, include_paramless) as s:
         _backward(model, loss_func, xb, yb, ps)
-    return pd.Series(dict(zip(s.stds, read_all(s.stds.values()))), dtype=float)
+    stds,means = (read_all(o.values()) for o in (s.stds, s.means))
+    res = pd.Series(dict(zip(s.stds, stds)), dtype=float)
+    res.attrs['silent'] = [n for n,std,mean in zip(s.stds, stds, means) if mean==0 and not std>0]
+    return res

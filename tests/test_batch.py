@@ -250,6 +250,19 @@ def test_an_iterator_in_the_data_is_not_drawn_from(it):
         got.append(torch.stack(learn.first.xs))
     assert torch.equal(*got) and 'takes from an iterator, a ' in learn.lsuv.report.notes[0]
 
+class OwnDL(TfmdDL): pass
+@pytest.mark.parametrize('dl', [TfmdDL, OwnDL])
+def test_a_loader_in_use_can_be_asked(dl):
+    "Also after a fit that was interrupted: it then keeps its iterators"
+    learn = learner(dl(DS, bs=16, shuffle=True, num_workers=0))
+    it = iter(learn.dls.train)
+    next(it)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        learn.init_report()
+    fit(learn, 1)
+    assert isinstance(batch.training_batch(learn)[0][0], torch.Tensor)
+
 def test_options_that_new_does_not_know():
     "The weights of a `WeightedDL`, what is drawn of a `PartialDL`"
     loud = TensorDataset(torch.cat([X, 100*X]), torch.cat([Y, Y]))
@@ -444,6 +457,32 @@ class Context(Callback):
         self.ctx.__enter__()
         self.learn.xb = (self.x/255,)
     def after_loss(self): self.ctx.__exit__(None, None, None)
+def test_why_no_batch_fits_is_said():
+    "The callback that would have made it fit, not the batch, is named"
+    def wide(): return learner(model=nn.Sequential(nn.Linear(6,24), nn.ReLU(), nn.Linear(24,2)), cbs=Halves())
+    for f in (wide().init_report, wide().compare_inits, partial(wide().compare_inits, ['kaiming'], steps=1)):
+        with pytest.raises(InitError, match='^Halves uses the model, perhaps to hook it, and the model fails on a batch as the DataLoader gives it: .* waits for the first training batch'): f()
+    learn = wide()
+    fit(learn.add_cb(LSUVCallback()), 1, 0.)
+    assert (learn.init_report().df['std']-1).abs().max()<1e-3
+class Halves(Callback):
+    "Makes the batch fit, with a look at the model"
+    def before_batch(self): self.learn.xb = (self.x[:,:self.model[0].in_features],)
+
+class Freezes(Callback):
+    "Freezes a layer when a fit begins, and makes the initialization wait"
+    def before_fit(self): self.model[2].requires_grad_(False).eval()
+@pytest.mark.parametrize('cb', [LSUVCallback, KaimingCallback])
+def test_what_a_callback_freezes_is_initialized(cb):
+    "As it is where the initialization is before; what was frozen before the fit is not"
+    learn = learner(cbs=[cb(), Freezes()])
+    learn.model[4].requires_grad_(False)
+    was = [m.weight.clone() for m in learn.model[::2]]
+    fit(learn, 1, 0.)
+    changed = [not torch.equal(w, m.weight) for w,m in zip(was, learn.model[::2])]
+    assert changed==[True,True,False] and learn.init_report().left=={'4':'frozen'} and 'at the first training batch' in learn.init_report().notes[0]
+    assert [p.requires_grad for p in learn.model.parameters()]==[True,True]+[False]*4
+
 class Hooks(Callback):
     def before_batch(self):
         if self.training: self.hook = self.model.register_forward_hook(lambda *_: None)

@@ -733,6 +733,33 @@ def test_another_head_after_a_fit():
     learn.fit(1, 0., cbs=LSUVCallback(layers='4', force=True))
     assert not torch.equal(before[-2], learn.model[4].weight)
 
+def test_a_new_callback_for_each_fit():
+    "The first one initializes, and its report stays: it speaks of what was before training, and says so"
+    learn = quiet(learner())
+    for i in range(3):
+        with pytest.warns(UserWarning, match='3 loaded') if i else nullcontext(): learn.fit(1, 1e-2*(i>0), cbs=LSUVCallback())
+        report = learn.init_report()
+        assert report.df.converged.all()
+        said = 'before training: '*(i>0) + '3 layers: 3 ok'
+        assert report.summary==said and str(report).startswith(f'lsuv: {said}\n') and f'<b>lsuv</b>: {said}' in report._repr_html_()
+    assert report[['0']].summary=='before training: 1 layer: 1 ok'
+    learn.model[2] = nn.Linear(24,24)
+    with pytest.warns(UserWarning, match='loaded'): learn.fit(1, 0., cbs=LSUVCallback())
+    assert 'loaded' in learn.init_report().summary # of the model that is there
+    plt.close('all')
+
+def test_the_weights_of_before_again(tmp_path):
+    "After `lr_find`, or once they are loaded, the report is of the model as it is"
+    learn = quiet(learner(cbs=LSUVCallback(), path=tmp_path))
+    learn.lr_find(num_it=4, show_plot=False)
+    assert learn.init_report().summary=='3 layers: 3 ok'
+    learn.save('start', with_opt=False)
+    learn.fit(1, 1e-2)
+    assert learn.init_report().summary=='before training: 3 layers: 3 ok'
+    learn.load('start', with_opt=False)
+    assert learn.init_report().summary=='3 layers: 3 ok'
+    plt.close('all')
+
 def test_two_on_different_layers():
     "Each draws weights for its own; for what the other has drawn it only scales"
     model = net()

@@ -236,3 +236,14 @@ def test_layers_without_a_gradient_are_named():
     assert learn.init_report().notes==[]
     nn.init.zeros_(m[4].weight)
     assert learn.init_report(grads=True).notes==[]
+
+@pytest.mark.parametrize('loss', [lambda p,y: F.l1_loss(p, y-99), lambda p,y: p.mean(), lambda p,y: -p.mean()])
+def test_a_gradient_that_is_the_same_everywhere_is_one(loss):
+    "As of an L1 loss, or of a critic: its std is 0, and it is not"
+    from fastai.test_utils import synth_learner
+    learn = synth_learner(model=nn.Sequential(nn.Linear(1,24), nn.ReLU(), nn.Linear(24,1)))
+    learn.loss_func = loss
+    r = learn.init_report(grads=True)
+    assert r.notes==[] and r['2'].grad_std==pytest.approx(0, abs=1e-9)
+    learn.loss_func = lambda p,y: 0*p.sum()
+    assert learn.init_report(grads=True).notes==['no gradient comes back to 2 layers (0, 2): look for dead activations behind']

@@ -4,7 +4,7 @@ import pytest, torch
 from dataclasses import replace
 from torch import nn
 from fastinit.probe import InitError
-from fastinit.stats import LayerStats, Moments, Row, backward_pass, has_moments, layer_grads, layer_hists, near_zero, require_grad
+from fastinit.stats import LayerStats, Moments, Row, has_moments, layer_grads, layer_hists, near_zero, require_grad
 
 x = torch.randn(64, 30, generator=torch.Generator().manual_seed(0))
 def net(): torch.manual_seed(0); return nn.Sequential(nn.Linear(30,20), nn.ReLU(), nn.Linear(20,5))
@@ -230,13 +230,6 @@ def test_require_grad(on):
     assert [p.requires_grad for p in m.parameters()]==was
     with pytest.raises(ValueError), require_grad(m, on): raise ValueError
     assert [p.requires_grad for p in m.parameters()]==was
-
-def test_backward_passes_within_each_other():
-    m = nn.Linear(3,3)
-    with backward_pass(m):
-        with backward_pass(m): pass
-        assert torch.utils.checkpoint.checkpoint(m, torch.randn(2,3), use_reentrant=True).requires_grad
-    assert 'apply' not in vars(torch.utils.checkpoint.CheckpointFunction)
 
 def test_histograms_of_what_is_finite():
     "NaN and inf are in no bin; finite values beyond the limits in the last, those of double precision too"

@@ -112,7 +112,7 @@ def test_loop(opt):
         got.append(weights(learn.model))
     for a,b in zip(got, got[1:]):
         assert not same(a, b) and all((p-q).abs().max()<0.05 for p,q in zip(a, b)) # eight steps of 1e-3, not a new draw
-    assert (learn._init_report.df.status=='loaded').all()
+    assert learn.init_report().summary=='before training: 3 layers: 3 ok'
 
 @pytest.mark.parametrize('opt', ['sgd','torch_AdamW'])
 def test_after_lr_find_alone(tmp_path, opt):

@@ -29,7 +29,7 @@ def dist(project):
 @pytest.fixture(scope='module')
 def wheel(dist): return zipfile.ZipFile(next(dist.glob('*.whl')))
 
-MODULES = {f'fastinit/{n}.py' for n in '''__init__ __main__ _modidx acts all at_activation batch branches callback compare correction fill gains layers learner loaders looks lsuv page passes plot pool probe recheck report rng
+MODULES = {f'fastinit/{n}.py' for n in '''__init__ __main__ _modidx acts all at_activation batch branches callback compare copies correction fill gains layers learner loaders looks lsuv page passes plot pool probe recheck report rng
     schemes stats status tensors trained watch watched
     article/__init__ article/__main__ article/command article/data article/models article/runs article/settings article/tables'''.split()} | {'fastinit/py.typed','fastinit/article/experiments.ini'}
 

@@ -207,7 +207,7 @@ def _try_out(learn, xb, why):
         with training_modes(learn), probing(model, *xb): forward(model, *xb)
     except InitError as e:
         raise InitError(f'{why}, and the model fails on a batch as the DataLoader gives it: {e.__cause__ or e}. '
-                        'A callback such as `LSUVCallback` waits for the first training batch, and reports on that') from e
+                        'A callback such as `LSUVCallback` waits for the first training batch and reports on it') from e
 
 def inputs_targets(
     learn:Learner, # Not in training
@@ -235,7 +235,7 @@ def first_batch(
 def loss_with_callbacks(
     learn:Learner, # Not in training
 )->Callable: # `f(pred, *yb)`
-    "The loss as `learn` takes it, with what its callbacks do in `after_pred` and `after_loss`; no trace is left in them."
+    "The loss as `learn` takes it, with what its callbacks do in `after_pred` and `after_loss`, without a trace in them."
     def _changes(cb):
         if type(cb).__module__=='fastai.learner': return False
         return any(speaks_of(cb, o, 'pred', 'loss', 'loss_grad') for o in ('after_pred','after_loss'))

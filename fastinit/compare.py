@@ -245,7 +245,8 @@ def _compare_by_training(learn, cbs, steps, lrs, seeds, include_paramless, shown
         for lr,seed,n in runs:
             if shown: bar.comment = f'{n}, rate {lr}'
             cb = _as_new(cbs[n], include_paramless)
-            with unmoved_data(learn.dls.train): a,b,ls = _one_training(learn, cb, lr, steps, seed, lambda: next(ticks, None))
+            with unmoved_data(learn.dls.train):
+                a,b,ls = _one_training(learn, cb, lr, steps, seed, lambda: next(ticks, None))
             rate = lr if isinstance(lr, float) else str(lr)
             losses += [dict(scheme=n, lr=rate, seed=seed, step=i+1, loss=l) for i,l in enumerate(ls)]
             if seed: continue

@@ -9,6 +9,7 @@ __all__ = ['record']
 
 # %% ../nbs/17_learner.ipynb #b1c5d003
 from fastai.basics import *
+from typing import Any
 from .layers import *
 from .probe import *
 from .stats import *
@@ -38,9 +39,10 @@ def record(
     kept:dict, # Ids of parameters that must not be lost
     done:bool, # Was any layer initialized?
 )->None:
-    """Keep `report` for `init_report`, and what the parameters are now: they are not 'loaded' to other callbacks, or later.
+    """Keep `report` for `init_report`, and what the parameters are now, which is not 'loaded' to others, or later.
     Where nothing was initialized, the report of what was before stays, if it is of all of the model."""
-    now,known,was = remember(learn.model),vars(learn).get('_init_known', {}),vars(learn).get('_init_report')
+    model:Any = learn.model
+    now,known,was = remember(model),vars(learn).get('_init_known', {}),vars(learn).get('_init_report')
     if done or was is None or not was.scheme or now.keys() - known.keys(): learn._init_report = report
     def _mine(m): return not any(id(p) in kept for p in m._parameters.values())
     old = {m:v for m,v in {**seen, **known}.items() if m in now}

@@ -33,7 +33,8 @@ def cannot_ask(
     if isinstance(dl, DataLoader): return '' if getattr(dl, 'indexed', True) or hasattr(data, '__getitem__') else stream
     if not isinstance(dl, TorchDataLoader): return f'it is a {type(dl).__name__}'
     if type(dl).__iter__ is not TorchDataLoader.__iter__: return f'{type(dl).__name__} has an `__iter__` of its own'
-    if not (dl.generator is None and getattr(dl.sampler, 'generator', None) is None): return 'it has a generator of its own'
+    own = [g for g in (dl.generator, getattr(dl.sampler, 'generator', None)) if g is not None]
+    if own: return 'it has a generator of its own'
     if dl.batch_size is None and dl.batch_sampler is not None: return 'it has a batch sampler of its own'
     if type(dl.sampler) not in (RandomSampler,SequentialSampler): return 'it has a sampler of its own'
     return 'it has a `worker_init_fn`' if dl.worker_init_fn else ''
@@ -59,7 +60,8 @@ def names_in(
     for c in todo: todo += [o for o in c.co_consts if isinstance(o, CodeType)] # which grows
     return {n for c in todo for n in c.co_names}
 
-_closed = (Tensor, np.ndarray, pd.DataFrame, pd.Series, Learner, Callback, DataLoaders, type, Function, _BaseDataLoaderIter)
+_closed = (Tensor, np.ndarray, pd.DataFrame, pd.Series, Learner, Callback, DataLoaders, type, Function,
+           _BaseDataLoaderIter)
 _libraries = {'builtins','torch','torchvision','fastai','fastcore','fasttransform','plum','numpy','pandas','PIL'}
 
 def _is_library(name): return (name or '').partition('.')[0] in _libraries

@@ -80,8 +80,8 @@ def differs_in_training(
 )->list: # Such as '6 Dropout (first: 1.2)'
     """Which modules act differently in training than in the pass that measures.
 
-    Those whose forward looks at `training`, except normalization and dropout of 0; of modules that hold others, those with
-    a rate."""
+    Those whose forward looks at `training`, except normalization and dropout of 0; of modules that hold others,
+    those with a rate."""
     names = layer_names(unwrap(model))
     one_of_each = {type(m):m for m in names if not isinstance(m, (_NormBase,torch.jit.ScriptModule))}
     looks = {t:'training' in (event_names(m, 'forward') or ()) for t,m in one_of_each.items()}

@@ -288,7 +288,7 @@ def layer_grads(
     yb:Any, # The targets, likewise
     *,
     include_paramless:bool=False, # Also the modules without parameters, such as ReLU?
-)->pd.Series: # Dotted name → std of the gradient of the loss at the layer's output; `attrs['silent']`: where all of it is 0
+)->pd.Series: # Dotted name → std of the loss's gradient at the layer's output; `attrs['silent']`: where it is 0
     """The size of the gradient at every layer's output, in one forward and one backward pass; changes nothing.
     Raises `InitError` if the loss does not depend on the parameters, or has no backward pass."""
     model,xb,yb = unwrap(model),as_tuple(xb),as_tuple(yb)

@@ -168,7 +168,7 @@ def lsuv_(
         new_stats = partial(LayerStats, model, include_paramless)
         if at=='activation': new_stats = partial(AfterActivation, model, scaled, acts)
         changed = params if pre is None or is_ours(pre) else [*model.parameters(), *params]
-        with all_or_nothing(changed) as saved, unmoved_rng():
+        with all_or_nothing(changed) as saved:
             if pre is not None and (drawn := with_matrix(todo)):
                 with own_draws(params): run_scheme(pre, model, drawn, *xb)
             pool.share(params)

@@ -11,6 +11,7 @@ __all__ = ['unmoved_rng', 'own_draws', 'generator_back']
 from fastai.basics import *
 import numpy as np
 import zlib
+from contextvars import ContextVar
 from collections.abc import Callable,Iterable,Iterator
 from typing import Any
 from .tensors import *
@@ -29,6 +30,8 @@ def _device_rngs():
         each = '_all' if hasattr(m, 'get_rng_state_all') else '' # of several devices
         yield getattr(m, f'get_rng_state{each}'),getattr(m, f'set_rng_state{each}')
 
+_within:ContextVar = ContextVar('within', default=False) # `unmoved_rng`
+
 @contextmanager
 def unmoved_rng()->Iterator[Callable]: # For `with`; a function that puts them back before
     "Leave the random number generators of Python, NumPy and torch, on every device, where they are."
@@ -37,8 +40,11 @@ def unmoved_rng()->Iterator[Callable]: # For `with`; a function that puts them b
     backs = [partial(put, get()) for get,put in rngs]
     def _back():
         for f in backs: f()
+    token = _within.set(True)
     try: yield _back
-    finally: _back()
+    finally:
+        _within.reset(token)
+        _back()
 
 # %% ../nbs/02_rng.ipynb #b2d0c011
 def _seed_all(seed):
@@ -48,15 +54,20 @@ def _seed_all(seed):
     torch.default_generator.manual_seed(seed)
     for m in _devices(): getattr(m, 'manual_seed_all', m.manual_seed)(seed)
 
+def _seed_for(params):
+    state = torch.randint(2**32, (), device='cpu').item()
+    firsts = read_all(p.detach().as_strided((), ()) for p in params if p.numel() and p.layout==torch.strided)
+    return zlib.crc32(np.array(firsts, dtype=np.float64).tobytes(), int(state))
+
 @contextmanager
 def own_draws(
     params:Iterable, # What is drawn anew
 )->Iterator[None]: # For `with`
-    "As `unmoved_rng`; the numbers in it follow from where the generators are, and from the first value of each parameter."
+    """As `unmoved_rng`; the numbers in it follow from where the generators are, and from the first value of each parameter.
+    Within `unmoved_rng` they go on as they are: there the caller decides what is drawn from what."""
+    anew = not _within.get()
     with unmoved_rng():
-        state = torch.randint(2**32, (), device='cpu').item()
-        firsts = read_all(p.detach().as_strided((), ()) for p in params if p.numel() and p.layout==torch.strided)
-        _seed_all(zlib.crc32(np.array(firsts, dtype=np.float64).tobytes(), int(state)))
+        if anew: _seed_all(_seed_for(params))
         yield
 
 # %% ../nbs/02_rng.ipynb #b2d0c007

@@ -208,10 +208,9 @@ def check_scheme(
     if why := _what_else(inner): raise TypeError(f"{why}; schemes are functions of (model), or {', '.join(schemes)}")
     params = inspect.signature(f).parameters.values()
     known = [p.name for p in params if p.kind==p.KEYWORD_ONLY or p.default is not p.empty]
-    if not any(p.kind==p.VAR_KEYWORD for p in params):
-        for k in options:
-            if k in known: continue
-            raise TypeError(f"{scheme_name(scheme)} has no option '{k}'; it has {', '.join(known) or 'none'}")
+    wrong = [k for k in options if k not in known]
+    if wrong and not any(p.kind==p.VAR_KEYWORD for p in params):
+        raise TypeError(f"{scheme_name(scheme)} has no option '{wrong[0]}'; it has {', '.join(known) or 'none'}")
     getattr(inner, 'check', noop)(**{**given, **options})
 
 # %% ../nbs/07_schemes.ipynb #2a14d225
@@ -274,7 +273,7 @@ def init_split(
     if measures: kwargs['include_paramless'] = include_paramless
     runs = todo or measures or not _takes(f, 'layers') # which may know other layers
     with all_or_nothing([] if measures and is_ours(f) else model.parameters()) as saved:
-        with own_draws(params_to_fill(model, todo)): res = run_scheme(f, model, todo, *xb, **kwargs) if runs else None
+        with unmoved_rng(): res = run_scheme(f, model, todo, *xb, **kwargs) if runs else None
         report = res if isinstance(res, InitReport) else init_stats(model, *xb, include_paramless=include_paramless)
         report.scheme = scheme_name(scheme)
         if not measures:
@@ -297,4 +296,5 @@ def init_(
     model = unwrap(model)
     choice = bound_choice(scheme, layers=layers, force=force, include_paramless=include_paramless)
     todo = init_layers(model, choice['layers'], force=choice['force'])
-    return init_split(model, scheme, xb, todo, choice['include_paramless'], **kwargs)
+    with own_draws(params_to_fill(model, todo)):
+        return init_split(model, scheme, xb, todo, choice['include_paramless'], **kwargs)

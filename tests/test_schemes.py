@@ -572,3 +572,17 @@ def test_biases_of_which_nothing_is_said():
     deep = nn.Sequential(*[o for _ in range(4) for o in (nn.Linear(16,16), nn.ReLU())])
     for _ in range(2): assert lsuv_(deep, x).notes==[]
     assert deep[0].bias.unique().numel()==1
+
+@pytest.mark.parametrize('scheme', ['kaiming', 'lsuv'])
+def test_a_callback_draws_what_the_scheme_alone_would(scheme):
+    "So that with a seed a training is what it was; to the bit, but for LSUV's factor"
+    (m,),x = draws(1)
+    alone = deepcopy(m)
+    learn = Learner(DataLoaders.from_dsets([(o, o.sum()) for o in x], [(o, o.sum()) for o in x], bs=16, shuffle=False, num_workers=0), m,
+                    loss_func=lambda p,y: p.sum(), cbs=dict(kaiming=KaimingCallback, lsuv=LSUVCallback)[scheme]())
+    torch.manual_seed(3)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 0.)
+    torch.manual_seed(3)
+    kaiming_(alone)
+    ratio = m[0].weight/alone[0].weight
+    assert torch.allclose(ratio, ratio[0,0].expand_as(ratio), rtol=1e-5) and (scheme=='lsuv' or ratio[0,0]==1)

@@ -8,7 +8,8 @@ from .schemes import default_, fans, init_, kaiming_, normal_, orthogonal_, recu
 from .branches import residual_branches
 from .lsuv import lsuv_, lsuv_residual_
 from .looks import scheme_colors
-from .plot import plot_depth, plot_grads, plot_hists, plot_init_stats, plot_lr_range, plot_metrics
+from .metrics import plot_lr_range, plot_metrics
+from .plot import plot_depth, plot_grads, plot_hists, plot_init_stats
 from .page import InitReport # with its HTML
 from .watch import WatchCallback # and Learner.watch_init, InitReport.plot_steps
 from .learner import * # Learner.init_report

@@ -167,7 +167,8 @@ def _bias_note(todo, was):
     "What had one value throughout, 0.1 or more, as a prior or an open gate has, and is another now."
     before = {id(p):v for p,_,v in was.values}
     biases = {n:m._parameters.get('bias') for n,m in todo.items()}
-    mine = {n:(b,before[id(b)].flatten()) for n,b in biases.items() if b is not None and id(b) in before and b.numel()>1}
+    biases = {n:b for n,b in biases.items() if b is not None and id(b) in before and b.numel()>1}
+    mine = {n:(b,before[id(b)].flatten()) for n,b in biases.items()}
     firsts = iter(read_all(v[i] for _,v in mine.values() for i in (0,1)))
     alike = {n:v for n in mine if (v := next(firsts))==next(firsts)!=0}
     if len(alike)==len(mine)>2: return [] # as LSUV leaves them

@@ -58,7 +58,8 @@ def _state(mods, notes, xb, but):
     "Put `xb`, and buffers and plain attributes of `mods`, back, but not what lies in the memory of `but`; as `unmoved_rng`"
     mods = [m for m in mods if not isinstance(m, torch.jit.ScriptModule)]
     # names of what a module computes from its parameters before each call
-    computed = {m:{h.name for h in m._forward_pre_hooks.values() if isinstance(h, WeightNorm)} for m in mods if m._forward_pre_hooks}
+    def _computed(m): return {h.name for h in m._forward_pre_hooks.values() if isinstance(h, WeightNorm)}
+    computed = {m:_computed(m) for m in mods if m._forward_pre_hooks}
     attrs = {m:dict(vars(m)) for m in mods}
     for m,names in computed.items():
         for k in names: attrs[m].pop(k, None)

@@ -63,7 +63,7 @@ def _seed_for(params):
 def own_draws(
     params:Iterable, # What is drawn anew
 )->Iterator[None]: # For `with`
-    """As `unmoved_rng`; the numbers in it follow from where the generators are, and from the first value of each parameter.
+    """As `unmoved_rng`; its numbers follow from where the generators are and from the first value of each parameter.
     Within `unmoved_rng` they go on as they are: there the caller decides what is drawn from what."""
     anew = not _within.get()
     with unmoved_rng():

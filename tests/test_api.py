@@ -1,5 +1,5 @@
 "Every public name: docstring, documented and hinted arguments, an example in its notebook; a type checker and a linter over the package."
-import ast, importlib, inspect, re, subprocess, sys
+import ast, builtins, dis, importlib, inspect, re, subprocess, sys, types
 from functools import reduce
 from pathlib import Path
 import pytest
@@ -129,3 +129,16 @@ def test_modules_stay_small():
     private = [f'{f}: {l}' for f,ls in lines.items() for l in ls if re.match(r'from (\.|fastinit)[\w.]* import .*\b_[^_]', l)]
     assert not private
     assert len(fastinit.all.__all__)<=36
+
+def _globals_of(code):
+    "Names that the functions in `code` look up in their module"
+    inner = [_globals_of(c) for c in code.co_consts if isinstance(c, types.CodeType)]
+    return {o.argval for o in dis.get_instructions(code) if o.opname=='LOAD_GLOBAL'}.union(*inner)
+
+FILES = sorted(f for f in (root/'fastinit').rglob('*.py') if '__' not in f.name and f.name!='_modidx.py')
+@pytest.mark.parametrize('file', FILES, ids=lambda f: f.stem)
+def test_every_name_is_defined(file):
+    "Star imports hide from the linter what a module forgot to import"
+    module = importlib.import_module('.'.join(file.relative_to(root).with_suffix('').parts))
+    missing = _globals_of(compile(file.read_text(), file, 'exec')) - vars(module).keys() - vars(builtins).keys()
+    assert not missing

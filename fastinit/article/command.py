@@ -13,6 +13,7 @@ from fastcore.script import *
 import shlex
 import matplotlib.pyplot as plt
 from ..looks import *
+from ..metrics import *
 from ..plot import *
 from .data import *
 from .models import *

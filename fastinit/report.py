@@ -227,9 +227,10 @@ def unknown_note(
     was:Saved, # What its parameters were before
 )->list: # Sentences
     "What an initialization passed over: attention's own weights, and those of modules whose type it does not know."
-    mods,weights = {n:m for m,n in layer_names(model).items()},[]
+    weights = []
     unknown_weights(model, weights.append)
-    changed = was.changed(weights)
+    if not weights: return []
+    mods,changed = {n:m for m,n in layer_names(model).items()},was.changed(weights)
     found = unknown_weights(model, lambda p: id(p) not in changed)
     attention = [n for n in found if isinstance(mods[n], nn.MultiheadAttention)]
     for n in attention: del found[n]

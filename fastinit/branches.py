@@ -218,7 +218,7 @@ def _of_two_items(model, xb, silent=()):
     try: return _branches(model, xb, silent) # an edge list, say, names items that are not there
     except InitError as e:
         with probing(model, *xb): forward(model, *xb) # or it takes gradients of its own weights
-        warnings.warn(f'residual branches cannot be looked for: {e}', stacklevel=4)
+        warnings.warn(f'residual branches cannot be looked for: {e}', stacklevel=3)
         return set() if silent else {}
 
 def residual_branches(

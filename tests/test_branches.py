@@ -325,6 +325,8 @@ def test_a_model_that_takes_gradients_of_its_weights():
     m,x = Adapts(),torch.randn(16,6)
     with pytest.warns(UserWarning, match='residual branches cannot be looked for: Adapts'): r = lsuv_residual_(m, x)
     assert (r.df.status=='ok').all() and (r.df['std']-1).abs().max()<0.02
+    with pytest.warns(UserWarning, match='cannot be looked for') as ws: assert residual_branches(m, x)=={}
+    assert ws[0].filename==__file__ # the line that asked
     with pytest.raises(InitError, match='failed on a batch'): residual_branches(m, x[:,:2])
 
 class Way(nn.Module):

@@ -128,7 +128,8 @@ def _warn_slow(rows, std, tol, stacklevel=3):
     text = f"{len(slow)} layer{'s'*(len(slow)>1)} did not reach std {aim} within {tol:g} (first: {r.layer}, {where})"
     warnings.warn(text, stacklevel=stacklevel)
 
-_predicted = 'the means and stds are predicted: verify=False leaves out the pass that measures them'
+_predicted = ('the means and stds are predicted, and there are no rows for normalization layers: '
+              'verify=False leaves out the pass that measures them')
 
 def _plain_subs(acts):
     "A note on the fastai course's activation, which subtracts a plain number"

@@ -227,17 +227,24 @@ def _no_single_value(fix):
                         'use a larger batch, or, if it gives one whatever the batch, freeze it or choose without it')
 
 @patch
+def predict(self:Passes)->list: # `Row`s
+    "Correct, and no more: what the layers are thought to give now; none of normalizations, whose measuring takes time"
+    stats = self.new_stats(known=self.fix.given)
+    stats.modules = [m for m in stats.modules if m in self.fix.names or not isinstance(m, norm_types)]
+    self.run(stats, self.fix) # whose hooks come first
+    _no_single_value(self.fix)
+    return self.look(stats)
+
+@patch
 def correct(self:Passes,
     verify:bool=True, # Measure in a second pass, and correct again what is off?
     rounds:int=6, # How often, at most
     most:int=30, # Passes in all, of a model with many layers that want more
 )->list: # `Row`s
     "Correct, measure, and repeat for the layers that are off; the rows of the last pass."
-    fix = self.fix
-    stats = [] if verify else [self.new_stats(known=fix.given)]
-    self.run(*stats, fix) # whose hooks come first
-    _no_single_value(fix)
-    if not verify: return self.look(*stats)
+    if not verify: return self.predict()
+    self.run(self.fix)
+    _no_single_value(self.fix)
     rows,tries = self.measure(),0
     while tries<rounds and self.n<most and (off := self.off(rows)):
         rows,outside = self.again(off)

@@ -107,10 +107,17 @@ def test_predicted():
     m,calls = net(),[]
     m.register_forward_pre_hook(lambda *_: calls.append(1))
     r = lsuv_(m, x, verify=False)
-    assert r.notes==['the means and stds are predicted: verify=False leaves out the pass that measures them'] and len(calls)==1
+    assert r.notes==['the means and stds are predicted, and there are no rows for normalization layers: verify=False leaves out the pass that measures them'] and len(calls)==1
     assert (r.df['std']-1).abs().max()<1e-6 and outs(m, x)[0].std().item()==pytest.approx(1, abs=1e-5)
     calls.clear()
     assert lsuv_(m, x).notes==[] and len(calls)==2
+
+def test_predicted_normalizations():
+    "They cost time, and are not what is predicted, unless they were chosen"
+    m = nn.Sequential(nn.Linear(30,12), nn.BatchNorm1d(12), nn.Linear(12,12), nn.LayerNorm(12), nn.Linear(12,3))
+    assert list(lsuv_(m, x, verify=False).df.layer)==['0','2','4'] and list(lsuv_(m, x).df.layer)==['0','1','2','3','4']
+    r = lsuv_(m, x, verify=False, layers=[nn.Linear,nn.BatchNorm1d])
+    assert list(r.df.layer)==['0','1','2','4'] and (r.df['std']-1).abs().max()<1e-6
 
 def test_a_plain_number_that_is_subtracted():
     class GeneralRelu(nn.Module): # of the fastai course

@@ -162,6 +162,6 @@ def act_gain(
     try:
         with torch.random.fork_rng(devices=[]): m2 = _second_moment(plain_act(act))
     except Exception as e:
-        raise ValueError(f'{nonlinearity} is no function of each element of a tensor ({e}): it has no gain') from e
+        raise ValueError(f'{nonlinearity} is not an elementwise function ({e}), so it has no gain') from e
     if not (math.isfinite(m2) and m2>0): raise ValueError(f'{nonlinearity}: E[act(z)²] is {m2}, so it has no gain')
     return float(m2**-0.5)

@@ -223,10 +223,10 @@ def _of_two_items(model, xb, silent=()):
 
 def residual_branches(
     model:nn.Module, # Any model that autograd can follow; stays bit-identical
-    *xb:Any, # Its inputs: one batch, of which two items are passed, or all where the model takes no fewer
+    *xb:Any, # One batch of its inputs; two items of it are run, or all if the model takes no fewer
 )->dict: # Dotted name of the layer that ends each branch, in order of execution → does a normalization follow it?
-    """The residual branches of `model`, from the graph of one forward pass of two items; raises `InitError` for a batch
-    that does not fit."""
+    """The residual branches of `model`, found in the autograd graph of a forward pass of two items. Raises `InitError`
+    for a batch that does not fit."""
     return _of_two_items(model, xb)
 
 def never_heard(

@@ -34,14 +34,14 @@ def _misfit(e):
     return isinstance(e, (AssertionError,AttributeError,KeyError))
 
 class InitCallback(Callback):
-    """Initialize the model with `scheme` before its first fit, once; `report` then holds what its layers gave.
+    """Initialize the model with `scheme` once, before its first fit; `report` then has a row for every layer.
 
         learn = Learner(dls, model, cbs=InitCallback('xavier'))
         learn.fit_one_cycle(3) # initializes, then trains
 
-    `learn.init_report()` shows what it did. `layers` chooses some layers.
+    `learn.init_report()` shows what it did. `layers` chooses the layers.
     Frozen, loaded and pretrained layers keep their weights, unless `force=True`.
-    With `watch=50`, `learn.init_report().plot_steps()` then shows what the first 50 training steps made of it.
+    With `watch=50`, `learn.init_report().plot_steps()` also shows the first 50 training steps.
     """
     report:InitReport|None # What the layers gave
     _learn:Learner|None = None
@@ -263,7 +263,7 @@ class KaimingCallback(InitCallback):
 
 # %% ../nbs/18_callback.ipynb #c8f0f12d
 class LSUVCallback(InitCallback):
-    """LSUV (Mishkin & Matas 2015) before the first fit; after a `KaimingCallback`, on its weights.
+    """LSUV (Mishkin & Matas 2015) before the first fit; after a `KaimingCallback` it starts from those weights.
 
         learn = Learner(dls, model, cbs=LSUVCallback())
         learn.fit_one_cycle(3) # one batch gives every layer mean 0 and std 1, then it trains
@@ -271,14 +271,14 @@ class LSUVCallback(InitCallback):
     `learn.init_report()` shows what it did, `learn.lsuv.report.df` is the table.
     `layers` chooses: types, dotted names, modules, a function of name and module.
     Frozen, loaded and pretrained layers keep their weights, unless `force=True`.
-    `pre` runs first: 'kaiming', 'orthogonal' (the paper), any other of `schemes`, or None to keep the weights.
-    `std` is the target, `tol` how near is near enough. `center` also takes the mean out, where there is a bias;
-    'channel': that of each channel. `verify=False` leaves out the second pass, which measures.
-    `at='activation'` makes both right after the activation that follows a layer, in up to `max_iter` steps.
-    `branch_scale=0` silences residual branches until the first step, 'auto' lets all of them add a variance of 1.
-    `watch=50` also looks at the first 50 training steps: `learn.init_report().plot_steps()`.
+    `pre` draws the weights: 'kaiming', 'orthogonal' (the paper), any other of `schemes`, or None to keep them.
+    `std` is the target, `tol` the tolerance. `center` also brings the mean to 0, where there is a bias;
+    'channel': the mean of each channel. `verify=False` skips the second pass, which measures.
+    `at='activation'` corrects the output of the activation after a layer instead, in up to `max_iter` steps.
+    `branch_scale=0` silences residual branches until the first step; 'auto': together they add a variance of 1.
+    `watch=50` also records the first 50 training steps: `learn.init_report().plot_steps()`.
     `include_paramless` also lists ReLUs and other modules without parameters.
-    Raises `InitError`, with every weight as it was, where a layer gives NaN or inf.
+    Raises `InitError` if a layer gives NaN or inf; every weight is then as it was.
     """
     order = InitCallback.order+1 # the article's conclusion: Kaiming, then LSUV
     @delegates(lsuv_)

@@ -103,7 +103,7 @@ def _steps(n): return f"{n} step{'' if n==1 else 's'}"
 def _rate(lr): return f'{lr:g}' if isinstance(lr, float) else str(lr) # a slice
 
 class InitComparison(dict):
-    """Name → `InitReport` before training, and what training made of it.
+    """Name → `InitReport` before training, and the results of training from each.
 
     `best` is one sentence, `table` has one row per scheme and rate, `losses` one per step."""
     def __init__(self,
@@ -218,7 +218,7 @@ def compare_inits(self:Learner,
 )->dict: # Name → `InitReport`; after training an `InitComparison` of them, with `best`, `table`, `losses` and `after`
     """Draw what each initialization would do to this model and data, one line each; with `steps`, by training copies
     with the same batches. Model, optimizer, data order and random state stay as they are.
-    Raises `TypeError` or `ValueError` before it starts if one of `inits` is none."""
+    Raises `TypeError` or `ValueError` before it starts if one of `inits` is no initialization."""
     inits,layers,draws = _named_inits(inits),reusable(layers),rank_distrib()==0
     rates = _rates(self, steps, lr, lrs, seeds)
     _check_plotting(kwargs, steps)

@@ -132,7 +132,7 @@ def recurrent_(
     m:nn.Module, # An `nn.RNN`, `nn.LSTM`, `nn.GRU` or one of their cells, changed in place
 )->nn.Module: # `m`
     """Input weights Xavier, hidden weights orthogonal, gate by gate, biases 0, an LSTM's forget gate at 1
-    (Saxe et al. 2013; Jozefowicz et al. 2015); a vector of a subclass's own, as a peephole's, stays as it is."""
+    (Saxe et al. 2013; Jozefowicz et al. 2015); a subclass's own vectors, such as peepholes, stay as they are."""
     for n in recurrent_params(m):
         p = getattr(m, n)
         if n.startswith('bias'):

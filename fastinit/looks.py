@@ -78,7 +78,7 @@ def axes_or_new(
     "Axes to draw in. Raises `TypeError` for what is none, such as a second report."
     if ax is None: return plt.subplots(figsize=figsize, layout='constrained')[1]
     if isinstance(ax, plt.Axes): return ax
-    raise TypeError(f'ax={type(ax).__name__}: no axes; several reports go in one dict, {{name: report}}')
+    raise TypeError(f'ax={type(ax).__name__}: not axes; several reports go in one dict, {{name: report}}')
 
 def legend_beside(
     ax:plt.Axes, # With lines that have labels

@@ -140,22 +140,22 @@ def _plain_subs(acts):
 
 # %% ../nbs/11_lsuv.ipynb #d3a1520a
 def lsuv_(
-    model:nn.Module, # Changed in place; on any error bit-identical to before
-    *xb, # Its inputs: one mini-batch, as the model takes it
-    pre:str|Callable|None='kaiming', # Scheme that runs first, of `schemes`: 'orthogonal' is the paper's; or None
+    model:nn.Module, # Changed in place; on any error restored bit for bit
+    *xb, # One batch of the model's inputs
+    pre:str|Callable|None='kaiming', # Draws the weights: one of `schemes` ('orthogonal' is the paper's); None keeps them
     std:float=1., # Target std
-    center:bool|str=True, # Bring the mean to 0 where there is a bias (fastai course)? 'channel': that of each channel
-    at:str='layer', # Where: at the output of the 'layer', or of the 'activation' that follows it
-    branch_scale:float|str|None=None, # Target of the last layer of each residual branch, over `std`; 'auto': 1/√branches
+    center:bool|str=True, # Also bring the mean to 0, where there is a bias (fastai course)? 'channel': of each channel
+    at:str='layer', # Correct the output of the 'layer', or of the 'activation' that follows it
+    branch_scale:float|str|None=None, # Std of the last layer of a residual branch, over `std`; 'auto': 1/√branches
     layers:LayerChoice=None, # As in `init_layers`
-    force:bool=False, # Also frozen layers?
+    force:bool=False, # Initialize frozen layers too?
     tol:float=1e-3, # Accept a std within tol of the target
-    max_iter:int=10, # Steps for an activation that is not positively homogeneous; the layer itself needs none
-    verify:bool=True, # Measure in a second pass, and correct again what is off? False: the report predicts
+    max_iter:int=10, # Most steps with at='activation', unless the activation scales with its input, as ReLU does
+    verify:bool=True, # Measure in a second pass, and correct again what is off? False: the report is a prediction
     include_paramless:bool=False, # Also list modules without parameters in the report (always with at='activation')
 )->InitReport: # One row per layer, in order of execution
-    """Layer-sequential unit variance: each layer corrected in one forward pass, measured in a second
-    (Mishkin & Matas 2015, arXiv 1511.06422, algorithm 1); raises `InitError`, or `ValueError` for a wrong option."""
+    """Layer-sequential unit variance: one forward pass corrects each layer, a second one measures the result
+    (Mishkin & Matas 2015, arXiv 1511.06422, algorithm 1). Raises `InitError`, or `ValueError` for a wrong option."""
     _check_options(pre, std, center, at, branch_scale, tol, max_iter, verify)
     model = unwrap(model)
     with Pool(model) as pool: # a failure in it is told to the other processes, if there are any
@@ -188,15 +188,15 @@ def lsuv_(
 # %% ../nbs/11_lsuv.ipynb #da57a232
 @delegates(lsuv_)
 def lsuv_residual_(
-    model:nn.Module, # Changed in place; on any error bit-identical to before
-    *xb:Any, # Its inputs: one mini-batch, of which two items are passed before, to find the branches
+    model:nn.Module, # Changed in place; on any error restored bit for bit
+    *xb:Any, # One batch of the model's inputs; two items of it are run first, to find the branches
     center:bool|str='channel', # As in `lsuv_`
     branch_scale:float|str|None=0., # As in `lsuv_`
     **kwargs:Any
 )->InitReport: # One row per layer, in order of execution
     """LSUV (Mishkin & Matas 2015) for residual networks without normalization: each channel at mean 0, and the last
-    layer of each branch 0, as in Fixup (Zhang et al. 2019, section 3), or 1/√branches if a ReLU or a factor of 0 would
-    keep it there; raises what `lsuv_` does."""
+    layer of each branch at 0, as in Fixup (Zhang et al. 2019, section 3), or at a std of 1/√branches if a ReLU or a
+    factor of 0 after it would keep it at 0. Raises what `lsuv_` raises."""
     return lsuv_(model, *xb, center=center, branch_scale=branch_scale, **kwargs)
 
 # %% ../nbs/11_lsuv.ipynb #ef268dc1

@@ -27,8 +27,8 @@ def plot_metrics(
     ax:plt.Axes|None=None, # Axes to draw in
     figsize:tuple=(7,4), # Inches
 )->plt.Axes: # The axes
-    """A metric by epoch, one line per scheme: the mean over seeds, and a band from the lowest to the highest;
-    raises `ValueError` without that column."""
+    """Draw a metric by epoch, one line per scheme: the mean of the seeds, and a band from the lowest to the highest.
+    Raises `ValueError` without that column."""
     given,ax = ax is not None,_metric_axes(results, metric, ax, figsize)
     colors = scheme_colors(results.scheme.unique())
     for k,df in results.groupby('scheme', sort=False):
@@ -51,10 +51,10 @@ def plot_lr_range(
     metric:str='accuracy', # Column to draw, after the last epoch
     ax:plt.Axes|None=None, # Axes to draw in
     figsize:tuple=(7,4), # Inches
-    lowest:bool|None=None, # Is the lowest value the best? None: by the metric's name, as of a loss or an error it is
+    lowest:bool|None=None, # Is the lowest value the best? None: decided by the metric's name, such as a loss or error
 )->plt.Axes: # The axes
-    """A metric by learning rate, one line per scheme: the mean over seeds, a bar from the lowest to the highest, and a
-    star at the best rate; raises `ValueError` without that column."""
+    """Draw a metric by learning rate, one line per scheme: the mean of the seeds, a bar from the lowest to the highest,
+    and a star at the best rate. Raises `ValueError` without that column."""
     given,ax = ax is not None,_metric_axes(results, metric, ax, figsize)
     lowest = bool(re.search(_less, metric.lower())) if lowest is None else lowest
     names,last = results.scheme.unique(),results[results.epoch==results.epoch.max()]

@@ -131,7 +131,7 @@ def check_zoom(
 )->None:
     "Raise `TypeError` or `ValueError` unless `zoom` is None or a number above 0."
     if not isinstance(zoom, Real|None):
-        raise TypeError(f'zoom={type(zoom).__name__}: no number; several reports go in one dict, {{name: report}}')
+        raise TypeError(f'zoom={type(zoom).__name__}: not a number; several reports go in one dict, {{name: report}}')
     if zoom is not None and not zoom>0: raise ValueError(f'zoom={zoom}: must be above 0')
 
 def _width(names, least): return min(10.5, least+len(names)/20) # inches
@@ -142,8 +142,8 @@ def plot_init_stats(
     axs:Sequence|None=None, # Two axes to draw in
     figsize:tuple|None=None, # Inches; None to fit the number of layers
 )->Sequence: # The two axes: mean left, std right
-    """Mean (left, at least ±0.1) and std (right) of every layer's output, one line per scheme; guides at 0 and at the
-    target, open circles for layers that are zero by design. Raises `TypeError` unless `zoom` is a number, `ValueError`
+    """Draw mean (left) and std (right) of every layer's output, one line per scheme, guides at 0 and at the target;
+    open circles mark layers that are zero by design. Raises `TypeError` unless `zoom` is a number, `ValueError`
     unless it is above 0."""
     reports = _as_dict(reports)
     check_zoom(zoom)
@@ -166,12 +166,12 @@ def plot(self:InitReport, **kwargs)->Sequence: # The two axes: mean left, std ri
 
 # %% ../nbs/12_plot.ipynb #bfc61ac3
 def plot_hists(
-    hists:pd.DataFrame|InitReport, # As `layer_hists` gives them, or an `InitReport` that has them
+    hists:pd.DataFrame|InitReport, # From `layer_hists`, or an `InitReport` that has them
     ax:plt.Axes|None=None, # Axes to draw in
     figsize:tuple|None=None, # Inches; None to fit the number of layers
 )->plt.Axes: # The axes
-    """The histogram of every layer's output, one column per layer, the share of its values as brightness: the fastai
-    course's 'colorful dimension'; raises `ValueError` where there are none, or only one bin."""
+    """Draw the histogram of every layer's output, one column per layer, shares as brightness: the fastai course's
+    'colorful dimension'. Raises `ValueError` if there are none, or only one bin."""
     h = hists.hists if isinstance(hists, InitReport) else hists
     if h is None:
         raise ValueError('no histograms were recorded: `learn.init_report(hist=True)`, or pass `layer_hists(model, xb)`')
@@ -201,12 +201,12 @@ def _with_grads(reports):
     return res
 
 def plot_grads(
-    reports:InitReport|pd.Series|dict, # A report with gradients, what `layer_grads` gives, or {name: one of these}
+    reports:InitReport|pd.Series|dict, # A report with gradients, what `layer_grads` returns, or {name: one of these}
     ax:plt.Axes|None=None, # Axes to draw in
     figsize:tuple|None=None, # Inches; None to fit the number of layers
 )->plt.Axes: # The axes
-    """Std of the loss's gradient at every layer's output, on a log scale; open circles where there is none, crosses
-    where it is not finite; raises `ValueError` where none was recorded."""
+    """Draw the std of the loss's gradient at every layer's output, on a log scale; open circles where there is none,
+    crosses where it is not finite. Raises `ValueError` if none was recorded."""
     reports = _with_grads(reports)
     given,ax = ax is not None,axes_or_new(ax, figsize or (_width(_positions(_layers(reports)), 7),4))
     places,colors = _along(ax, reports)
@@ -226,7 +226,7 @@ def plot_depth(
     ax:plt.Axes|None=None, # Axes to draw in
     figsize:tuple=(7,4), # Inches
 )->plt.Axes: # The axes
-    """Std of the output against depth on a log scale, with a guide at the target; a vertical line marks the depth at
+    """Draw the std of the output by depth on a log scale, with a guide at the target; a vertical line marks the depth at
     which values stop being finite."""
     reports = _as_dict(reports)
     given,ax = ax is not None,axes_or_new(ax, figsize)

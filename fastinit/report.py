@@ -1,4 +1,4 @@
-"""What one batch gave in every layer, in a table and in words
+"""Every layer on one batch, in a table and in words
 
 Docs: https://fastinit.github.io/fastinit/report.html.md"""
 
@@ -24,7 +24,7 @@ from .status import *
 
 # %% ../nbs/06_report.ipynb #e604d1c7
 class InitReport:
-    "What one batch gave in every layer: `df` has one row per layer, `summary` is one line, `plot()` the chart."
+    "Every layer's output on one batch: `df` has one row per layer, `summary` is one line, `plot()` the chart."
     hists:pd.DataFrame|None = None # As `layer_hists` gives them, where they were asked for
     at = 'layer' # Where `target` is, or the 'activation'
     watched:Any = None # The first training steps, a `Watched`, where they were watched
@@ -91,7 +91,7 @@ def mark(self:InitReport,
 def only(self:InitReport,
     types:str|type|Iterable, # A type of module or its name, such as 'Conv2d', or several
 )->InitReport: # A new one
-    "The layers of these types, upper or lower case; raises `ValueError` if there are none."
+    "The layers of these types, in upper or lower case. Raises `ValueError` if there are none."
     names = [getattr(o, '__name__', str(o)).lower() for o in listify(types)]
     found = self.df.layer[[str(o).lower() in names for o in self.df.type]]
     if names and found.empty:
@@ -111,7 +111,7 @@ def by_status(self:InitReport)->dict: # Status → names of the layers, the wors
 def remedies(self:InitReport,
     status:str, # A key of `statuses`
 )->dict: # Text → names of the layers; empty where nothing is wrong
-    "What to do about the layers of that status, after what was done."
+    "What to do about the layers of this status, given what was done to them."
     rows = self.df.set_index('layer', drop=False).loc[self.by_status.get(status, [])].to_dict('records')
     return groupby(((t,r['layer']) for r in rows if (t := remedy_for(status, r, self.scheme, self.at))), 0, 1)
 
@@ -250,7 +250,7 @@ def _unknown_types(found):
 
 def init_stats(
     model:nn.Module, # Any model; stays bit-identical
-    *xb, # Its inputs: one batch
+    *xb, # One batch of its inputs
     include_paramless:bool=False, # Also list the modules without parameters, such as ReLU?
 )->InitReport: # One row per layer, in order of execution
     "Mean and std of every layer of `model` on one batch, in one forward pass; changes nothing."

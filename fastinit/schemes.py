@@ -73,10 +73,10 @@ def kaiming_(
     mode:str='fan_in', # 'fan_in' keeps the forward variance, 'fan_out' the backward, at stride 1
     distribution:str='normal', # 'normal' or 'uniform'
     layers:LayerChoice=None, # As in `init_layers`
-    force:bool=False, # Also frozen layers?
+    force:bool=False, # Initialize frozen layers too?
 )->nn.Module: # `model`
-    """Weights of std gain/√fan (see `fans`), biases of 0 (He et al. 2015, sections 2.2–2.3); recurrent layers as in
-    `recurrent_`, whatever the options. A warning names what is left alone."""
+    """Draw weights with a std of gain/√fan (see `fans`), set biases to 0 (He et al. 2015, sections 2.2–2.3).
+    Recurrent layers as in `recurrent_`, whatever the options. A warning names the layers left alone."""
     _check_options(nonlinearity, a, mode, distribution)
     gains = auto_gains(check_model(model)) if _is_auto(nonlinearity) else {}
     gain = 1. if _is_auto(nonlinearity) else act_gain(nonlinearity, a)
@@ -90,10 +90,10 @@ def xavier_(
     gain:float=1., # Factor on the std
     distribution:str='uniform', # 'normal' or 'uniform'
     layers:LayerChoice=None, # As in `init_layers`
-    force:bool=False, # Also frozen layers?
+    force:bool=False, # Initialize frozen layers too?
 )->nn.Module: # `model`
-    """Weights of std gain·√(2/(fan_in+fan_out)) (see `fans`), biases of 0 (Glorot & Bengio 2010, section 4.2);
-    recurrent layers as in `recurrent_`, whatever the options. A warning names what is left alone."""
+    """Draw weights with a std of gain·√(2/(fan_in+fan_out)) (see `fans`), set biases to 0 (Glorot & Bengio 2010,
+    section 4.2). Recurrent layers as in `recurrent_`, whatever the options. A warning names the layers left alone."""
     _check_options(distribution=distribution, gain=gain)
     def _std(m, w): return gain*math.sqrt(2/sum(_fans(m, w.shape)))
     return fill_layers(model, layers, force, lambda n,m,w: draw_weight(w, _std(m, w), distribution))
@@ -113,11 +113,11 @@ def orthogonal_(
     *,
     gain:float=1., # Factor on the singular values
     layers:LayerChoice=None, # As in `init_layers`
-    force:bool=False, # Also frozen layers?
+    force:bool=False, # Initialize frozen layers too?
 )->nn.Module: # `model`
-    """Weights, as matrices of shape (out, rest), with orthonormal rows or columns, biases of 0 (Saxe et al. 2013). Each
-    group of a convolution is a matrix of its own; of a transposed one, so are the taps that meet in one output.
-    Recurrent layers as in `recurrent_`, whatever the options. A warning names what is left alone."""
+    """Draw weights, as matrices of shape (out, rest), with orthonormal rows or columns; set biases to 0 (Saxe et al.
+    2013). Each group of a convolution is its own matrix; in a transposed one, so are the taps that meet in one output.
+    Recurrent layers as in `recurrent_`, whatever the options. A warning names the layers left alone."""
     _check_options(gain=gain)
     def _fill(n, m, w):
         for part in _matrices(m, w):
@@ -131,10 +131,10 @@ def normal_(
     *,
     std:float=1., # Standard deviation of each weight
     layers:LayerChoice=None, # As in `init_layers`
-    force:bool=False, # Also frozen layers?
+    force:bool=False, # Initialize frozen layers too?
 )->nn.Module: # `model`
-    """Weights from N(0, std²) whatever the size of the layer, biases of 0: the initialization that explodes; recurrent
-    layers as in `recurrent_`, whatever the options. A warning names what is left alone."""
+    """Draw weights from N(0, std²) whatever the size of the layer, set biases to 0: the initialization that explodes.
+    Recurrent layers as in `recurrent_`, whatever the options. A warning names the layers left alone."""
     _check_options(std=std)
     return fill_layers(model, layers, force, lambda n,m,w: draw_weight(w, std), any_shape=True)
 
@@ -145,11 +145,11 @@ def default_(
     model:nn.Module, # Changed in place
     *,
     layers:LayerChoice=None, # As in `init_layers`
-    force:bool=False, # Also frozen layers?
+    force:bool=False, # Initialize frozen layers too?
 )->nn.Module: # `model`
-    """PyTorch's own initialization, `reset_parameters()` of each layer, and what `nn.MultiheadAttention` and
-    `nn.Transformer` then do, the query, key and value weights included; raises `ValueError` for a layer without it.
-    A warning names what is left alone."""
+    """PyTorch's own initialization: `reset_parameters()` of each layer, then what `nn.MultiheadAttention` and
+    `nn.Transformer` do, query, key and value weights included. Raises `ValueError` for a layer that has none.
+    A warning names the layers left alone."""
     names = layer_names(check_model(model))
     heads,inside = attention_units(names),{o for m in names if isinstance(m, nn.Transformer) for o in m.modules()}
     def _default(n, m):
@@ -172,7 +172,7 @@ def get_scheme(
     "The function that `scheme` names; raises `ValueError` that lists the known names, or `TypeError` for no name."
     if callable(scheme): return scheme
     if not isinstance(scheme, str):
-        raise TypeError(f"a scheme comes before the batch, `init_(model, 'lsuv', x)`; {type(scheme).__name__} is none")
+        raise TypeError(f"the scheme comes before the batch, `init_(model, 'lsuv', x)`, not {type(scheme).__name__}")
     if scheme in schemes: return schemes[scheme]
     raise ValueError(f"unknown scheme {scheme!r}; known: {', '.join(schemes)}; "
                      'or pass a function of (model) or (model, *xb)')
@@ -260,7 +260,7 @@ def run_scheme(
 
 # %% ../nbs/07_schemes.ipynb #60c5b21a
 def init_split(
-    model:nn.Module, # Changed in place; on any error bit-identical to before
+    model:nn.Module, # Changed in place; on any error restored bit for bit
     scheme:str|Callable, # A name in `schemes`, or a function of `(model)` or `(model, *xb)`
     xb:tuple, # One batch of the model's inputs
     todo:Layers, # The layers to initialize, and why others are left alone
@@ -283,15 +283,15 @@ def init_split(
     return report
 
 def init_(
-    model:nn.Module, # Changed in place; on any error bit-identical to before
+    model:nn.Module, # Changed in place; on any error restored bit for bit
     scheme:str|Callable, # A name in `schemes`, or a function of `(model)` or `(model, *xb)`
     *xb, # One batch of the model's inputs
     layers:LayerChoice=None, # As in `init_layers`
-    force:bool=False, # Also frozen layers?
+    force:bool=False, # Initialize frozen layers too?
     include_paramless:bool=False, # Also list modules without parameters in the report
     **kwargs # Passed to the scheme
 )->InitReport: # One row per layer, in order of execution
-    "Initialize `model` with any scheme and report what its layers then give; the random state stays as it was."
+    "Initialize `model` with any scheme, and report on every layer; the random state stays as it was."
     check_scheme(scheme, kwargs)
     model = unwrap(model)
     choice = bound_choice(scheme, layers=layers, force=force, include_paramless=include_paramless)

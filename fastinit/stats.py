@@ -214,14 +214,14 @@ class _Hists(LayerStats):
 # %% ../nbs/05_stats.ipynb #f3b99d15
 def layer_hists(
     model:nn.Module, # Any model; stays bit-identical
-    *xb, # Its inputs: one batch
+    *xb, # One batch of its inputs
     bins:int=81, # Number of bins; an odd number has one around 0
     lim:float=4., # Range ±lim
     include_paramless:bool=False, # Also the modules without parameters, such as ReLU?
 )->pd.DataFrame: # A column per layer, in order of execution; a row per bin, by its middle: the share of values in it
     """The histogram of every layer's output on one batch, in one forward pass; changes nothing.
     What is beyond ±`lim` counts in the first and the last bin; what is not finite counts in none.
-    Raises `ValueError` for `bins` or a `lim` that make none."""
+    Raises `ValueError` if `bins` or `lim` make no histogram."""
     check_number('bins', bins, whole=True)
     check_number('lim', lim)
     model,edges = unwrap(model),np.linspace(-lim, lim, bins+1)

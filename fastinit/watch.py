@@ -60,7 +60,7 @@ class _StepStats(LayerStats):
 
 # %% ../nbs/16_watch.ipynb #9f447f44
 class WatchCallback(Callback):
-    """Record what every layer gives in the next `n` training steps, and the gradient there; then do nothing.
+    """Record every layer's output and gradient, as mean and std, in the next `n` training steps; then do nothing.
 
         learn.watch_init(50).fit_one_cycle(3)
         learn.init_report().plot_steps()
@@ -169,6 +169,6 @@ def watch_init(self:Learner,
 )->Learner: # Itself
     """Watch the next `n` training steps; `init_report().plot_steps()` then shows them.
 
-    The training stays the same to the bit."""
+    Watching does not change training by a single bit."""
     self.remove_cb(WatchCallback)
     return self.add_cb(WatchCallback(n, include_paramless=include_paramless))

@@ -638,9 +638,9 @@ def test_more_is_better(metric):
 
 def test_a_second_report_is_no_option():
     r = report([1.], grad_std=[1.])
-    with pytest.raises(TypeError, match='zoom=InitReport: no number; several reports go in one dict'): plot_init_stats(r, r)
+    with pytest.raises(TypeError, match='zoom=InitReport: not a number; several reports go in one dict'): plot_init_stats(r, r)
     for f in (plot_grads, plot_depth):
-        with pytest.raises(TypeError, match='ax=InitReport: no axes; several reports go in one dict'): f(r, r)
+        with pytest.raises(TypeError, match='ax=InitReport: not axes; several reports go in one dict'): f(r, r)
     assert plot_init_stats(r, np.float32(0.5))[0].get_ylim()==(-.5,.5)
     with pytest.raises(TypeError): axes_or_new([1], None)
 

@@ -314,7 +314,7 @@ def test_right_options(scheme, kwargs): check_scheme(scheme, kwargs); InitCallba
 @pytest.mark.parametrize('what,said', [
     (LSUVCallback, 'LSUVCallback is a callback: it goes to a Learner or `compare_inits`, as `LSUVCallback()`; '), (LSUVCallback(), 'LSUVCallback is a callback: '), (partial(KaimingCallback, a=1.), 'KaimingCallback is a callback: '),
     (nn.Sequential(nn.Linear(2,2)), 'Sequential is a module, as `kaiming_(model)` gives one: pass `kaiming_` itself; '), (nn.Linear, 'Linear is a module'),
-    (torch.zeros(99), "a scheme comes before the batch, `init_(model, 'lsuv', x)`; Tensor is none"), (['lsuv'], 'a scheme comes before the batch'), (None, 'a scheme comes before the batch')])
+    (torch.zeros(99), "the scheme comes before the batch, `init_(model, 'lsuv', x)`, not Tensor"), (['lsuv'], 'the scheme comes before the batch'), (None, 'the scheme comes before the batch')])
 def test_what_is_no_scheme(what, said):
     "By each that takes one, before anything runs, and in a line"
     from fastai.test_utils import synth_learner

@@ -61,7 +61,7 @@ def _compare_on_a_batch(learn, inits, layers, include_paramless, shown):
     "Name → what each of `inits` would make of one batch"
     model,xb,reports = check_model(learn.model),first_batch(learn, stacklevel=4),{}
     values = [*model.parameters(), *(m.sub for m in model.modules() if isinstance(m, GeneralReLU))]
-    body = {k:why for k,why in kept_params(learn, {}).items() if why=='pretrained'}
+    body = {k:why for k,why in kept_params(learn).items() if why=='pretrained'}
     for n,o in progress_bar(list(inits.items()), leave=False) if shown else inits.items():
         scheme,options = o,dict(layers=layers)
         if isinstance(o, InitCallback): scheme,options = o.scheme,dict(o.kwargs, layers=o.layers, force=o.force)

@@ -35,33 +35,34 @@ def _silent(report, silent):
 def record(
     learn:Learner, # That a callback has initialized
     report:InitReport, # What that gave
-    seen:dict, # What the parameters were before it, as `remember` gives them
     kept:dict, # Ids of parameters that must not be lost
     done:bool, # Was any layer initialized?
 )->None:
     """Keep `report` for `init_report`, and what the parameters are now, which is not 'loaded' to others, or later.
     Where nothing was initialized, the report of what was before stays, if it is of all of the model."""
     model:Any = learn.model
-    now,known,was = remember(model),vars(learn).get('_init_known', {}),vars(learn).get('_init_report')
-    if done or was is None or not was.scheme or now.keys() - known.keys(): learn._init_report = report
+    now,known = remember(model),known_of(learn)
+    was = known.report
+    if done or was is None or not was.scheme or now.keys() - known.given.keys(): note(learn, report=report)
     def _mine(m): return not any(id(p) in kept for p in m._parameters.values())
-    old = {m:v for m,v in {**seen, **known}.items() if m in now}
-    learn._init_known = {**old, **{m:v for m,v in now.items() if _mine(m)}}
+    given = {**known.seen, **known.given, **{m:v for m,v in now.items() if _mine(m)}}
+    note(learn, **{k:{m:v for m,v in o.items() if m in now} for k,o in dict(seen=known.seen, given=given).items()})
 
 def _recorded(learn):
     "The report of an initialization or of a watched fit; None if the model has been replaced since"
-    known = vars(learn).get('_init_known') or vars(learn).get('_init_watched')
-    if known and not any(m in known for m in unwrap(learn.model).modules()): return
-    return vars(learn).get('_init_report')
+    known = known_of(learn)
+    was = known.given or known.watched
+    if was and not any(m in was for m in unwrap(learn.model).modules()): return
+    return known.report
 
 def _is_now(report, learn):
     "Is `report` of an initialization, or of a model that has not changed since it was watched?"
-    watched = vars(learn).get('_init_watched')
+    watched = known_of(learn).watched
     return bool(report.scheme) or watched is not None and not changed_params(learn.model, watched)
 
 def _when(report, learn):
     "What the report of an initialization speaks of, if the weights have changed"
-    changed = report.scheme and changed_params(learn.model, vars(learn).get('_init_known', {}))
+    changed = report.scheme and changed_params(learn.model, known_of(learn).given)
     return 'before training' if changed else ''
 
 @patch

@@ -111,11 +111,12 @@ class WatchCallback(Callback):
         if not self.on: return
         self.step_stats.predicted = True
         if len(self.watched): return
-        self.watched,self.learn._init_watched = self.begun(unwrap(self.model)),remember(self.model)
+        self.watched = self.begun(unwrap(self.model))
+        note(self.learn, watched=remember(self.model))
 
     def begun(self, model:nn.Module)->Watched:
         "The record, with what is known of the model before its first step"
-        report = vars(self.learn).get('_init_report')
+        report = known_of(self.learn).report
         weighted = {n:m for m,n in layer_names(model).items() if isinstance(getattr(m, 'weight', None), Tensor)}
         zero = zero_layers(weighted, gains=True)
         if report is None: return Watched(zero=zero)
@@ -143,10 +144,10 @@ class WatchCallback(Callback):
 
     def tell(self)->None:
         "Make the record part of the report of an initialization, or make a report of its first step"
-        report = vars(self.learn).get('_init_report')
+        report = known_of(self.learn).report
         if report is None or not report.scheme:
             report = InitReport(self.watched.first_step, notes=['measured on the first batch that was watched'])
-            self.learn._init_report = report
+            note(self.learn, report=report)
         report.watched = self.watched
 
     def let_go(self)->None:
@@ -158,7 +159,7 @@ class WatchCallback(Callback):
         "Let go of the model, and remember what its weights are, to know when the record is out of date"
         if predicts(): return
         self.let_go()
-        if self.added: self.learn._init_watched = remember(self.learn.model)
+        if self.added: note(self.learn, watched=remember(self.learn.model))
 
 # %% ../nbs/16_watch.ipynb #4eb8a18c
 @patch

@@ -446,7 +446,7 @@ def test_transformers_model():
 
 class Named(nn.Module):
     "Whose attributes have the names of a Learner's"
-    _init_weights = _init_report = _init_known = pretrained = recorder = final_record = skip_to_epoch = lr_finder = progress = n_epoch = True
+    _init_weights = _fastinit = pretrained = recorder = final_record = skip_to_epoch = lr_finder = progress = n_epoch = True
     def __init__(self):
         super().__init__()
         self.net = net()

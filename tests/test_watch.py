@@ -11,6 +11,7 @@ import fastai.callback.schedule # adds lr_find and fine_tune to Learner
 from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.basics import Callback, CancelBatchException, CancelValidException, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, params, set_seed
 from fastinit.all import *
+from fastinit.trained import known_of
 from fastinit.watched import Watched, plot_watched
 
 @pytest.fixture(autouse=True)
@@ -139,7 +140,7 @@ def test_several_fits_and_again():
     frozen = w.df.set_index(['step','layer']).grad_std
     assert np.isnan(frozen[1,'0']) and frozen[5,'0']>0 # the body is frozen at first, and no gradient reaches its first layer
     fit(learn.watch_init(2))
-    assert len(learn.watch.watched)==2 and learn._init_report.watched is learn.watch.watched
+    assert len(learn.watch.watched)==2 and known_of(learn).report.watched is learn.watch.watched
 
 def test_short_fit():
     learn = fit(learner().watch_init(50), 1)
@@ -174,7 +175,7 @@ def test_interrupt(event, then):
     elif then=='one_batch': learn.one_batch(0, learn.dls.train.one_batch()) # by hand: a training step, too
     else: fit(learn)
     assert n_hooks(learn.model)==0 and len(learn.watch.watched)==dict(fit=5, one_batch=3).get(then, 2)
-    assert len(learn._init_report.watched)==len(learn.watch.watched)
+    assert len(known_of(learn).report.watched)==len(learn.watch.watched)
 
 class Break(Callback):
     "Do something to the model just before a step"
@@ -581,7 +582,7 @@ def test_what_an_interrupted_fit_watched_is_out_of_date():
     learn = learner(relus(), cbs=Interrupt(3, 'before_step')).watch_init(2)
     with pytest.raises(KeyboardInterrupt): fit(learn, lr=0.1)
     with torch.no_grad(): learn.model[2].weight *= 50
-    for _ in range(2): assert learn.init_report()['2']['std']>10*learn._init_report['2']['std'] and learn.init_report().watched is learn.watch.watched
+    for _ in range(2): assert learn.init_report()['2']['std']>10*known_of(learn).report['2']['std'] and learn.init_report().watched is learn.watch.watched
     learn.model = net()
     assert learn.init_report().watched is None
 
@@ -592,7 +593,7 @@ def test_predictions_within_a_fit():
     "The record is that of a fit without them, and it is known to be that of the model"
     alone,learn = (fit(learner(cbs=cbs).watch_init(2), 2) for cbs in (None, Predicts()))
     assert learn.watch.watched.df.equals(alone.watch.watched.df)
-    assert learn.init_report() is learn._init_report
+    assert learn.init_report() is known_of(learn).report
 
 class Cancels(Callback):
     "Ends every second batch"

@@ -43,27 +43,11 @@ def record(
     model:Any = learn.model
     now,known = remember(model),known_of(learn)
     was = known.report
-    if done or was is None or not was.scheme or now.keys() - known.given.keys(): note(learn, report=report)
+    if done or was is None or not was.scheme or now.keys() - known.given.keys():
+        note(learn, report=report, measured=now)
     def _mine(m): return not any(id(p) in kept for p in m._parameters.values())
     given = {**known.seen, **known.given, **{m:v for m,v in now.items() if _mine(m)}}
     note(learn, **{k:{m:v for m,v in o.items() if m in now} for k,o in dict(seen=known.seen, given=given).items()})
-
-def _recorded(learn):
-    "The report of an initialization or of a watched fit; None if the model has been replaced since"
-    known = known_of(learn)
-    was = known.given or known.watched
-    if was and not any(m in was for m in unwrap(learn.model).modules()): return
-    return known.report
-
-def _is_now(report, learn):
-    "Is `report` of an initialization, or of a model that has not changed since it was watched?"
-    watched = known_of(learn).watched
-    return bool(report.scheme) or watched is not None and not changed_params(learn.model, watched)
-
-def _when(report, learn):
-    "What the report of an initialization speaks of, if the weights have changed"
-    changed = report.scheme and changed_params(learn.model, known_of(learn).given)
-    return 'before training' if changed else ''
 
 @patch
 @delegates(plot_init_stats)
@@ -76,10 +60,11 @@ def init_report(self:Learner,
 )->InitReport: # What an initialization, or a watched fit, recorded; else, or with `hist` or `grads`, the model as it is
     """Draw mean and std of every layer on one training batch, and return the report.
     The model, its gradients and the data order stay as they are."""
-    recorded = None if hist or grads else _recorded(self)
-    report = recorded if recorded is not None and _is_now(recorded, self) else None
-    if report is not None: report.when = _when(report, self)
-    if report is None:
+    report = recorded = None if hist or grads else report_of(self)
+    changed = recorded is not None and changed_params(unwrap(self.model), known_of(self).measured)
+    if changed: report = recorded if recorded.scheme else None # what was watched is out of date
+    if report is not None: report.when = 'before training' if changed else ''
+    else:
         model,(xb,yb) = check_model(self.model),inputs_targets(self)
         with training_modes(self):
             report = init_stats(model, *xb, include_paramless=include_paramless)

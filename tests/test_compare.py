@@ -15,6 +15,7 @@ from fastai.basics import accuracy, Callback, CrossEntropyLossFlat, DataLoader, 
 from fastinit.all import *
 from fastinit.batch import first_batch
 from fastinit.compare import InitComparison, plot_losses
+from fastinit.trained import known_of
 
 @pytest.fixture(autouse=True)
 def _quiet():
@@ -219,7 +220,7 @@ def test_callbacks_that_show_or_save_stay_out(tmp_path):
     learn = learner(cbs=[SaveModelCallback(), CSVLogger(tmp_path/'a.csv'), ActivationStats(), LSUVCallback()])
     learn.path = tmp_path
     learn.compare_inits(['default'], steps=5)
-    assert list(tmp_path.iterdir())==[] and not learn.lsuv.done and '_fastinit' not in vars(learn) and not hasattr(learn.activation_stats, 'stats')
+    assert list(tmp_path.iterdir())==[] and not learn.lsuv.done and known_of(learn).report is None and not hasattr(learn.activation_stats, 'stats')
 
 def test_callbacks_and_options():
     "An `InitCallback` with its options; `layers` for the others; the one that is passed stays unused"

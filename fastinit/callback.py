@@ -73,7 +73,7 @@ class InitCallback(Callback):
         "As if nothing had been done"
         self.drawn = set() # names of the layers that were initialized
         self.done,self.report = False,None
-        self.seen,self.kept = {},{} # what the parameters were when the callback was added; those that must not be lost
+        self.kept = {} # parameters that must not be lost
         self.late,self.was,self.unchecked,self.stats = '',None,False,None
         vars(self).pop('order', None) # it no longer waits
 
@@ -87,10 +87,10 @@ class InitCallback(Callback):
         old,self._learn = self._learn,learn
         if learn is None or learn is old: return
         if old is not None: self.leave(old)
-        key = vars(learn).setdefault('_init_key', uuid4().hex)
+        key = known_of(learn).key or note(learn, key=uuid4().hex).key
         if vars(self).get('_key', key)!=key: self.reset()
         self._key = key
-        if not self.seen and isinstance(learn.model, nn.Module): self.seen = first_seen(learn)
+        if isinstance(learn.model, nn.Module): see(learn)
 
 # %% ../nbs/18_callback.ipynb #e078d000
 @patch
@@ -106,7 +106,7 @@ def leave(self:InitCallback, old:Learner)->None:
 def after_create(self:InitCallback)->None:
     "Remember the weights of the complete Learner; raises `TypeError` if its model is none"
     model = self.learn.model
-    self.seen = self.learn._init_seen = remember(model if isinstance(model, nn.Module) else check_model(model))
+    note(self.learn, seen=remember(model if isinstance(model, nn.Module) else check_model(model)))
 
 # %% ../nbs/18_callback.ipynb #e078d001
 @patch
@@ -121,7 +121,7 @@ def before_fit(self:InitCallback)->None:
     if self.done: self.notice_new_layers()
     if self.done: return
     self.late,self.was = '',None
-    self.kept = {} if self.force else kept_params(self.learn, {**self.seen, **self.known()})
+    self.kept = {} if self.force else kept_params(self.learn)
     try:
         if belated: raise NotYet('an earlier fit ended before its first batch')
         xb = agreed_batch(self.learn)
@@ -134,11 +134,6 @@ def before_fit(self:InitCallback)->None:
 
 # %% ../nbs/18_callback.ipynb #e078d002
 @patch
-def known(self:InitCallback)->dict:
-    "What initializations gave this Learner's parameters, as `remember` has it"
-    return vars(self.learn).get('_init_known', {})
-
-@patch
 def initialize(self:InitCallback, xb:tuple)->None:
     "Initialize on `xb`, and keep the report"
     model = unwrap(check_model(self.learn.model))
@@ -150,9 +145,8 @@ def initialize(self:InitCallback, xb:tuple)->None:
     self.done = self.unchecked = True
     differ = differs_in_training(model)
     if differ: self.report.notes.append(f"measured as in evaluation; different in training: {', '.join(differ)}")
-    record(self.learn, self.report, self.seen, self.kept, bool(todo))
+    record(self.learn, self.report, self.kept, bool(todo))
     self.kept,self.drawn = {},set(todo)
-    self.seen = self.learn._init_seen = {m:v for m,v in self.seen.items() if m in self.known()}
 
 @patch
 def options(self:InitCallback, todo:Layers)->dict:
@@ -162,18 +156,18 @@ def options(self:InitCallback, todo:Layers)->dict:
 @patch
 def notice_new_layers(self:InitCallback)->None:
     "Warn of layers that were put into the model since it was initialized; begin anew where it is another one"
-    known,names = self.known(),layer_names(unwrap(self.learn.model))
+    given,names = known_of(self.learn).given,layer_names(unwrap(self.learn.model))
     layers = [m for m in names if is_known(m)]
-    new = [m for m in layers if m not in known]
+    new = [m for m in layers if m not in given]
     if new and len(new)==len(layers):
         self.reset()
-        vars(self.learn).pop('_init_report', None)
+        note(self.learn, report=None)
     elif new:
         what = 'layers' if len(new)>1 else 'layer'
         text = short_list([names[m] for m in new], f'{what} put into the model since it was initialized')
         warnings.warn(f'{text}, and left as before: to initialize it, fit with a new callback that has `layers=` and '
                       '`force=True`', stacklevel=2)
-        known.update(dict.fromkeys(new, {}))
+        note(self.learn, given={**given, **dict.fromkeys(new, {})})
 
 # %% ../nbs/18_callback.ipynb #e0784b4e
 @patch
@@ -182,18 +176,18 @@ def wait(self:InitCallback,
 )->None:
     "Initialize at the first training batch, after all other callbacks"
     self.late,self.order = why,self.order+1000
-    self.was = remember(self.learn.model),self.known(),{id(p) for p in self.learn.model.parameters() if p.requires_grad}
+    self.was = remember(self.learn.model),known_of(self.learn).given,{id(p) for p in self.learn.model.parameters() if p.requires_grad}
 
 @patch
 def notice_old_weights(self:InitCallback)->None:
     "Begin anew where the weights are again what they were before the first batch, as after `lr_find`"
     if not self.done: return
     if self.was and not changed_params(self.learn.model, self.was[0]):
-        self.done,self.report,self.learn._init_known = False,None,self.was[1]
-        vars(self.learn).pop('_init_report', None)
+        self.done,self.report = False,None
+        note(self.learn, given=self.was[1], report=None)
     self.late,self.was = '',None
 
-def _is_last(cb): return cb.report is vars(cb.learn).get('_init_report') # no other initialization came after it
+def _is_last(cb): return cb.report is known_of(cb.learn).report # no other initialization came after it
 
 @patch
 def initialize_late(self:InitCallback)->None:

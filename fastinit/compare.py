@@ -61,7 +61,7 @@ def _compare_on_a_batch(learn, inits, layers, include_paramless, shown):
     "Name → what each of `inits` would make of one batch"
     model,xb,reports = check_model(learn.model),first_batch(learn, stacklevel=4),{}
     values = [*model.parameters(), *(m.sub for m in model.modules() if isinstance(m, GeneralReLU))]
-    body = {k:why for k,why in kept_params(learn, {}).items() if why=='pretrained'}
+    body = dict.fromkeys(pretrained_params(learn), 'pretrained') # though it was trained since
     for n,o in progress_bar(list(inits.items()), leave=False) if shown else inits.items():
         scheme,options = o,dict(layers=layers)
         if isinstance(o, InitCallback): scheme,options = o.scheme,dict(o.kwargs, layers=o.layers, force=o.force)
@@ -194,7 +194,7 @@ def _rates(learn, steps, lr, lrs, seeds):
     numbers = [v for o in rates for v in ([o.start or o.stop, o.stop] if isinstance(o, slice) else [o])]
     if not rates or not all(isinstance(v, Real) and 0<v<math.inf for v in numbers):
         raise ValueError(f'lr={lr!r}, lrs={lrs!r}: pass learning rates, numbers over 0 or slices of them')
-    return rates
+    return list({str(float(o) if isinstance(o, Real) else o):o for o in rates}.values()) # each once
 
 def _check_plotting(kwargs, steps):
     "Raise `TypeError` or `ValueError` before hours of training for what the chart does not take after it"

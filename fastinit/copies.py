@@ -17,7 +17,8 @@ from .callback import *
 # %% ../nbs/18_copies.ipynb #18c00006
 _shows = {f'fastai.callback.{o}' for o in
           'hook progress tracker schedule tensorboard wandb comet neptune captum azureml'.split()}
-_of_a_fit = {'lock','opt','loss','loss_grad','smooth_loss','final_record','pred','xb','yb','dl','cbs','dls','_metrics'}
+_of_a_fit = {'lock','opt','loss','loss_grad','smooth_loss','final_record','pred','xb','yb','dl','cbs','dls','_metrics',
+             '_fastinit'} # what is known of it
 
 def _takes_part(cb):
     "Does `cb` have a part in a training step?"
@@ -45,7 +46,7 @@ def copied(
     """A Learner that trains as `learn` would, and has nothing in common with it but the data; it shows nothing.
     Raises `ValueError` if the model, the loss or a callback cannot be copied."""
     new,cbs = object.__new__(type(learn)),list(learn.cbs.filter(_takes_part))
-    def _stays(k, v): return k not in _of_a_fit and not isinstance(v, Callback) and not k.startswith('_init_')
+    def _stays(k, v): return k not in _of_a_fit and not isinstance(v, Callback)
     state = {k:v for k,v in vars(learn).items() if _stays(k, v)}
     memo = {id(learn): new, id(learn.dls): learn.dls}
     for v in (v for m in learn.model.modules() for v in vars(m).values()):

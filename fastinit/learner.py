@@ -35,34 +35,19 @@ def _silent(report, silent):
 def record(
     learn:Learner, # That a callback has initialized
     report:InitReport, # What that gave
-    seen:dict, # What the parameters were before it, as `remember` gives them
     kept:dict, # Ids of parameters that must not be lost
     done:bool, # Was any layer initialized?
 )->None:
     """Keep `report` for `init_report`, and what the parameters are now, which is not 'loaded' to others, or later.
     Where nothing was initialized, the report of what was before stays, if it is of all of the model."""
     model:Any = learn.model
-    now,known,was = remember(model),vars(learn).get('_init_known', {}),vars(learn).get('_init_report')
-    if done or was is None or not was.scheme or now.keys() - known.keys(): learn._init_report = report
+    now,known = remember(model),known_of(learn)
+    was = known.report
+    if done or was is None or not was.scheme or now.keys() - known.given.keys():
+        note(learn, report=report, measured=now)
     def _mine(m): return not any(id(p) in kept for p in m._parameters.values())
-    old = {m:v for m,v in {**seen, **known}.items() if m in now}
-    learn._init_known = {**old, **{m:v for m,v in now.items() if _mine(m)}}
-
-def _recorded(learn):
-    "The report of an initialization or of a watched fit; None if the model has been replaced since"
-    known = vars(learn).get('_init_known') or vars(learn).get('_init_watched')
-    if known and not any(m in known for m in unwrap(learn.model).modules()): return
-    return vars(learn).get('_init_report')
-
-def _is_now(report, learn):
-    "Is `report` of an initialization, or of a model that has not changed since it was watched?"
-    watched = vars(learn).get('_init_watched')
-    return bool(report.scheme) or watched is not None and not changed_params(learn.model, watched)
-
-def _when(report, learn):
-    "What the report of an initialization speaks of, if the weights have changed"
-    changed = report.scheme and changed_params(learn.model, vars(learn).get('_init_known', {}))
-    return 'before training' if changed else ''
+    given = {**known.seen, **known.given, **{m:v for m,v in now.items() if _mine(m)}}
+    note(learn, **{k:{m:v for m,v in o.items() if m in now} for k,o in dict(seen=known.seen, given=given).items()})
 
 @patch
 @delegates(plot_init_stats)
@@ -75,10 +60,11 @@ def init_report(self:Learner,
 )->InitReport: # What an initialization, or a watched fit, recorded; else, or with `hist` or `grads`, the model as it is
     """Draw mean and std of every layer on one training batch, and return the report.
     The model, its gradients and the data order stay as they are."""
-    recorded = None if hist or grads else _recorded(self)
-    report = recorded if recorded is not None and _is_now(recorded, self) else None
-    if report is not None: report.when = _when(report, self)
-    if report is None:
+    report = recorded = None if hist or grads else report_of(self)
+    changed = recorded is not None and changed_params(unwrap(self.model), known_of(self).measured)
+    if changed: report = recorded if recorded.scheme else None # what was watched is out of date
+    if report is not None: report.when = 'before training' if changed else ''
+    else:
         model,(xb,yb) = check_model(self.model),inputs_targets(self)
         with training_modes(self):
             report = init_stats(model, *xb, include_paramless=include_paramless)

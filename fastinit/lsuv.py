@@ -114,6 +114,7 @@ def _report(rows, passes, notes, left, at):
     fix = passes.fix
     res = InitReport(partial(_table, rows), 'lsuv', fix.std, [*notes, *passes.probe.notes, *call_notes(rows)])
     res.at = at
+    for r in rows: r.module = None # which the table does not need, and would keep alive
     return res.mark({**left, **{n:fix.left.get(n, 'not called') for n in fix.layers if n not in fix.done}})
 
 # %% ../nbs/11_lsuv.ipynb #7e388407

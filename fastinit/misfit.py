@@ -85,7 +85,7 @@ def _for_dtype(model, xb, text):
 def _for_device(model, xb):
     "What to do if the batch is on another device than the weights; else None"
     device = next((p.device for p in model.parameters()), None)
-    if any(isinstance(o, Tensor) and o.device!=device for o in xb):
+    if device is not None and any(isinstance(o, Tensor) and o.device!=device for o in xb):
         return f"the model is on {device}: pass the batch there, `x.to('{device}')`"
 
 # %% ../nbs/03_misfit.ipynb #c3f10009

@@ -91,6 +91,7 @@ def _modes(names, notes, bs):
     "Normalization by the batch's statistics unless the user froze it, the rest in evaluation mode"
     def _too_small(m, args, kwargs):
         xs = args or tuple(kwargs.values())
+        if not isinstance(xs[0], Tensor) or xs[0].ndim<2: return # it says itself what it takes
         per_channel = xs[0][0,0].numel() if isinstance(m, _InstanceNorm) else xs[0].numel()//xs[0].shape[1]
         if m.training and per_channel<2:
             m.training = False
@@ -183,11 +184,14 @@ class InitError(ValueError):
     "A model or batch that cannot be initialized: which layer, what is wrong, what to do. The model is as it was."
 
 def _culprit(e, names):
-    "The innermost module of the traceback of `e`"
+    "(The innermost module of the traceback of `e`, was it not that which failed, but a hook of ours?)"
+    inner = ''
     for frame,_ in reversed(list(traceback.walk_tb(e.__traceback__))):
-        m = frame.f_locals.get('self')
-        if isinstance(m, nn.Module) and m in names: return f'{names[m]} ({type(m).__name__})'
-    return 'the model'
+        m,where = frame.f_locals.get('self'),frame.f_globals.get('__name__', '')
+        if isinstance(m, nn.Module) and m in names: # PyTorch's own call of `m` calls hooks, too
+            return f'{names[m]} ({type(m).__name__})',where==nn.Module.__module__ and inner.startswith('fastinit.')
+        inner = where
+    return 'the model',False
 
 def forward(
     model:nn.Module, # Called once
@@ -198,8 +202,11 @@ def forward(
     try: return model(*xb)
     except InitError: raise
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as e:
+        who,ours = _culprit(e, layer_names(model))
+        if ours and not isinstance(e, torch.cuda.OutOfMemoryError): raise InitError(
+            f'fastinit itself failed at {who}: {first_line(e)}. The model is as it was; please report this') from e
         shapes = ', '.join(str(tuple(o.shape)) if isinstance(o, Tensor) and not o.is_nested else type(o).__name__ for o in xb)
-        raise InitError(f'{_culprit(e, layer_names(model))} failed on a batch of shape {shapes}: {first_line(e)}. '
+        raise InitError(f'{who} failed on a batch of shape {shapes}: {first_line(e)}. '
                         f'The model is as it was; {remedy_for_batch(model, xb, e)}') from e
 
 # %% ../nbs/03_probe.ipynb #30000002

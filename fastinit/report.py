@@ -129,12 +129,20 @@ def _wrong(self:InitReport):
     res = [(k, ns, todo) for k in self.by_status for todo,ns in self.remedies(k).items()]
     return sorted(res, key=lambda o: o[2]==small_by_design)
 
+@patch
+def _beyond(self:InitReport, names):
+    "What a reason to leave layers alone does not tell: ', 1 of them exploding'"
+    df = self.df[self.df.layer.isin(names)]
+    ratio = df['std']/(df['target'].fillna(self.target) if 'target' in df else self.target)
+    found = dict(exploding=(ratio>EXPLODING).sum(), vanishing=((ratio>0) & (ratio<VANISHING)).sum())
+    return ''.join(f', {n} of them {k}' for k,n in found.items() if n)
+
 @patch(as_prop=True)
 def counts(self:InitReport)->str: # Such as '54 layers: 5 vanishing (first: 4.convpath.1.0), 49 ok'
     "How many layers there are of each status, the worst first"
     words = {k:s.words for k,s in statuses.items()}
-    parts = [f'{len(ns)} {words.get(k, k)}' + f' (first: {ns[0]})'*(k not in ('ok','zero'))
-             for k,ns in self.by_status.items() if k!='off target']
+    parts = [f'{len(ns)} {words.get(k, k)}' + f' (first: {ns[0]})'*(k not in ('ok','zero')) +
+             (self._beyond(ns) if k in self.left.values() else '') for k,ns in self.by_status.items() if k!='off target']
     return f"{len(self)} layer{'s'*(len(self)!=1)}" + ': '*bool(parts) + ', '.join(parts)
 
 def with_steps(

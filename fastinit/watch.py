@@ -77,6 +77,7 @@ class WatchCallback(Callback):
         if not isinstance(n, int) or n<1: raise ValueError(f'cannot watch {n} steps: pass a whole number from 1')
         self.n,self.include_paramless,self.watched = n,include_paramless,Watched()
         self.step_stats:_StepStats|None = None
+        self.start = {} # what the parameters were before the first step
         self.blind = self.added = False # do hooks see nothing? was a step recorded in this fit?
 
     @property
@@ -107,20 +108,21 @@ class WatchCallback(Callback):
         return _StepStats(unwrap(self.model), self.include_paramless)
 
     def after_pred(self)->None:
-        "See what is zero before the first step, and what the weights are, should the fit be interrupted"
+        "See what is known before the first step; begin anew where what was watched is of another model, or initialization"
         if not self.on: return
         self.step_stats.predicted = True
-        if len(self.watched): return
-        self.watched,self.learn._init_watched = self.begun(unwrap(self.model)),remember(self.model)
+        report = report_of(self.learn)
+        if self.added or self.watched and report is not None and report.watched is self.watched: return
+        self.watched,self.start = self.begun(unwrap(self.model), report),remember(self.model)
 
-    def begun(self, model:nn.Module)->Watched:
+    def begun(self, model:nn.Module, report:InitReport|None)->Watched:
         "The record, with what is known of the model before its first step"
-        report = vars(self.learn).get('_init_report')
         weighted = {n:m for m,n in layer_names(model).items() if isinstance(getattr(m, 'weight', None), Tensor)}
         zero = zero_layers(weighted, gains=True)
         if report is None: return Watched(zero=zero)
         targets = dict(zip(report.df.layer, report.df.target)) if 'target' in report.df else {}
-        return Watched(report.target, {n:t for n,t in targets.items() if not math.isnan(t)}, zero)
+        further = bool(report.scheme and changed_params(model, known_of(self.learn).measured))
+        return Watched(report.target, {n:t for n,t in targets.items() if not math.isnan(t)}, zero, further)
 
     def after_loss(self)->None:
         "See by how much mixed precision and accumulation multiply the loss after this, to take it out of the gradients"
@@ -143,22 +145,23 @@ class WatchCallback(Callback):
 
     def tell(self)->None:
         "Make the record part of the report of an initialization, or make a report of its first step"
-        report = vars(self.learn).get('_init_report')
+        report = report_of(self.learn)
         if report is None or not report.scheme:
             report = InitReport(self.watched.first_step, notes=['measured on the first batch that was watched'])
-            self.learn._init_report = report
+            note(self.learn, report=report, measured=self.start) # should the fit be interrupted
         report.watched = self.watched
 
     def let_go(self)->None:
         "Without hooks, and without the model"
         if self.step_stats is not None: self.step_stats.end()
-        self.step_stats = None
+        self.step_stats,self.start = None,{}
 
     def after_fit(self)->None:
         "Let go of the model, and remember what its weights are, to know when the record is out of date"
         if predicts(): return
         self.let_go()
-        if self.added: self.learn._init_watched = remember(self.learn.model)
+        if self.added and getattr(report_of(self.learn), 'scheme', None)=='': # that of `tell`
+            note(self.learn, measured=remember(self.learn.model))
 
 # %% ../nbs/16_watch.ipynb #4eb8a18c
 @patch

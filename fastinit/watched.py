@@ -44,15 +44,18 @@ class Watched:
     """What every layer gave over the first training steps.
 
     `df` has one row per layer and step, `loss` one number per step, `summary` is one sentence."""
+    _df:tuple|None = None # (of how many steps, the table)
     def __init__(self,
         target:float=1., # The std aimed at
         targets:dict|None=None, # Dotted name → target of its own
         zero:Iterable=(), # Names of layers that are zero by design, to begin with
+        further:bool=False, # Did other steps come before, since the initialization?
     ):
-        self.target,self.targets,self.zero = target,targets or {},set(zero)
-        self.steps,self.losses,self.layers,self._df = [],[],{},None
+        self.target,self.targets,self.zero,self.further = target,targets or {},set(zero),further
+        self.steps,self.losses,self.layers = [],[],{}
 
     def __len__(self): return len(self.steps)
+    def __repr__(self): return self.summary
     def __getstate__(self):
         steps = [(names, ns.cpu(), vs.cpu()) for names,ns,vs in self.steps]
         return {**self.__dict__, 'steps':steps, 'losses':list(self.loss)}
@@ -85,8 +88,8 @@ def loss(self:Watched)->list: # One number per step
 @patch(as_prop=True)
 def df(self:Watched)->pd.DataFrame: # step (from 1), layer, type, shape, mean, std, near_zero, grad_std, target, status
     "One row per step and layer, the layers in order of execution"
-    if self._df is None or self._df.step.max()<len(self): self._df = self._table()
-    return self._df
+    if self._df is None or self._df[0]!=len(self): self._df = len(self),self._table()
+    return self._df[1]
 
 @patch
 def _table(self:Watched):
@@ -152,7 +155,7 @@ def summary(self:Watched)->str: # Such as 'after 50 steps 3 layers of 56 have va
         had,when = 'have' if some else 'has','' # still so
         if over: had,when = 'had',' at first' if r['first']==1 else ' in between'
         parts.append(f"{len(df)}{of} {had} {_verbs[kind]}{when} (first: {r.layer}, {_when(r, over)})")
-    steps = f"after {len(self)} {'step' if len(self)==1 else 'steps'} "
+    steps = f"after {len(self)} {'further '*self.further}step{'s'*(len(self)!=1)} "
     if parts: return steps + ', '.join(parts)
     return steps + f"{f'none of {n} layers has' if n!=1 else 'the one layer has not'} vanished, exploded or died"
 
@@ -160,11 +163,8 @@ def _when(change, over=False):
     if change['first']>1: return f"at step {change['first']}"
     return f"until step {change['last']}" if over else 'from the start'
 
-@patch
-def __repr__(self:Watched): return self.summary
-
 # %% ../nbs/16_watched.ipynb #b8b4be2f
-def _picture(ax, values, unit, gone, names, most, title):
+def _picture(ax, values, unit, gone, names, most, further, title):
     """log10 of `values` over `unit`, layer × step: blue is too small, red too large, black not finite (`gone`), grey
     exactly 0 or not recorded; at most so many `names` beside it"""
     with np.errstate(all='ignore'): v = np.log10(values) - np.log10(unit)
@@ -173,7 +173,7 @@ def _picture(ax, values, unit, gone, names, most, title):
     extent = 0.5,v.shape[1]+0.5,len(names)-0.5,-0.5
     im = ax.imshow(v, aspect='auto', interpolation='nearest', cmap=cmap, vmin=-2, vmax=2, extent=extent)
     ax.set_yticks(*thinned(names, most), fontsize=9, parse_math=False)
-    ax.set_xlabel('training step')
+    ax.set_xlabel('further '*further + 'training step')
     whole_numbers(ax.xaxis)
     ax.set_title(title, fontsize=10)
     return im
@@ -235,7 +235,7 @@ def plot_watched(
     (top,text),(left,right) = fig.subplots(2, 2, height_ratios=ratios)
     line = (height-1.2)/sum(ratios)/0.16 # text of 9 points, in the height without titles and ticks
     gone = w.grid('status').to_numpy()=='not finite'
-    draw = partial(_picture, gone=gone, names=names, most=max(1, min(30, int(ratios[1]*line))))
+    draw = partial(_picture, gone=gone, names=names, most=max(1, min(30, int(ratios[1]*line))), further=w.further)
     typical,step = _typical(grad)
     im = draw(left, std, w.grid('target'), title='std of the output ÷ target')
     other = draw(right, grad, typical, title=f'std of the gradient ÷ median of step {step}')

@@ -15,6 +15,7 @@ from fastai.basics import accuracy, Callback, CrossEntropyLossFlat, DataLoader, 
 from fastinit.all import *
 from fastinit.batch import first_batch
 from fastinit.compare import InitComparison, plot_losses
+from fastinit.trained import known_of
 
 @pytest.fixture(autouse=True)
 def _quiet():
@@ -219,7 +220,7 @@ def test_callbacks_that_show_or_save_stay_out(tmp_path):
     learn = learner(cbs=[SaveModelCallback(), CSVLogger(tmp_path/'a.csv'), ActivationStats(), LSUVCallback()])
     learn.path = tmp_path
     learn.compare_inits(['default'], steps=5)
-    assert list(tmp_path.iterdir())==[] and not learn.lsuv.done and not hasattr(learn, '_init_report') and not hasattr(learn.activation_stats, 'stats')
+    assert list(tmp_path.iterdir())==[] and not learn.lsuv.done and known_of(learn).report is None and not hasattr(learn.activation_stats, 'stats')
 
 def test_callbacks_and_options():
     "An `InitCallback` with its options; `layers` for the others; the one that is passed stays unused"
@@ -473,6 +474,24 @@ def test_pretrained_body_on_a_batch():
     assert reports['spared']['0'].status=='pretrained' and reports['not']['0'].status=='ok'
     assert reports['spared']['0']['std']==pytest.approx(init_stats(model, *first_batch(learn))['0']['std'], rel=1e-5)
     plt.close('all')
+
+@pytest.mark.parametrize('steps', [0,2])
+def test_pretrained_body_that_was_trained_since(steps):
+    "It keeps its weights, as a callback would leave it; the head is drawn by each"
+    model = nn.Sequential(nn.Linear(8,8), nn.ReLU(), nn.Linear(8,3))
+    ds = [(torch.randn(8), i%3) for i in range(32)]
+    groups = lambda m: [list(m[0].parameters()), list(m[2].parameters())]
+    learn = Learner(DataLoaders.from_dsets(ds, ds, bs=16), model, loss_func=CrossEntropyLossFlat(), splitter=groups).remove_cb(ProgressCallback)
+    learn.pretrained = True
+    fit(learn, 1)
+    reports = learn.compare_inits(['normal','lsuv'], steps=steps)
+    now = init_stats(model, *first_batch(learn))
+    for r in reports.values(): assert r['0'].status=='pretrained' and r['0']['std']==pytest.approx(now['0']['std'], rel=0.5 if steps else 1e-5)
+    assert reports['lsuv']['2']['std']==pytest.approx(1, abs=1e-3) and abs(reports['normal']['2']['std']/now['2']['std']-1)>1e-3
+
+def test_a_rate_that_is_given_twice():
+    res = learner().compare_inits(['kaiming','lsuv'], steps=2, lrs=[1e-3, 0.001, np.float64(1e-3), 1, 1.0, slice(1e-4,1e-3), slice(1e-4,1e-3)])
+    assert list(res.after)==[1e-3, 1., 'slice(0.0001, 0.001, None)'] and len(res.losses)==2*3*2
 
 class Log(Callback):
     "Takes part in a step, and has an open file"

@@ -1,5 +1,5 @@
 "What always holds of `lsuv_`: two passes, exact, nothing else changed, all or nothing."
-import warnings
+import gc, warnings, weakref
 from functools import partial
 from copy import deepcopy
 import pytest, torch, torchvision
@@ -241,3 +241,12 @@ def test_two_equal_values_are_a_dead_layer():
     m = nn.Linear(4,1)
     was = m.weight.detach().clone()
     assert lsuv_(m, torch.ones(2,4), pre=None).df.status[0]=='dead' and torch.equal(m.weight, was)
+
+@pytest.mark.parametrize('kwargs', [{}, dict(at='activation'), dict(center='channel'), dict(verify=False)])
+def test_a_report_that_was_never_read_lets_go_of_the_model(kwargs):
+    "And has its table all the same"
+    model = mlp(2)
+    report,held = lsuv_(model, torch.randn(64,30), **kwargs),weakref.ref(model[0])
+    del model
+    gc.collect()
+    assert held() is None and report.df.set_index('layer')['std'][['0','2','4']].between(0.5,2).all()

@@ -337,6 +337,26 @@ def test_the_layer_that_failed(error):
     assert text.startswith('1.0 (Fails) failed on a batch of shape (2, 3): ') and 'mine' in text and text.endswith('. The model is as it was; pass a batch that fits it')
     assert said(Fails(error('mine')), torch.ones(2,3), 4, None).startswith('Fails (Fails) failed on a batch of shape (2, 3), int, NoneType: ')
 
+@pytest.mark.parametrize('f', [init_stats, lsuv_])
+def test_an_error_of_our_own_is_not_that_of_the_batch(f, monkeypatch):
+    "But one of the model within our hooks is"
+    def _fails(o): raise RuntimeError('a bug')
+    m,x = nn.Sequential(nn.Linear(3,3), nn.ReLU(), nn.Linear(3,2)),torch.ones(2,3)
+    with monkeypatch.context() as c:
+        for where in ('stats','correction'): c.setattr(f'fastinit.{where}.first_values', _fails)
+        with pytest.raises(InitError, match=r'^fastinit itself failed at 0 \(Linear\): a bug. The model is as it was; please report this$'): f(m, x)
+        assert 'failed on a batch' not in str(pytest.raises(InitError, f, m, x).value)
+    with pytest.raises(InitError, match=r'^0 \(Linear\) failed on a batch of shape \(2, 2\)'): f(m, x[:,:2])
+    with pytest.raises(InitError, match=r'^0 \(InstanceNorm1d\) failed on a batch of shape \(8,\): expected 2D .* pass a batch that fits it$'): init_stats(nn.Sequential(nn.InstanceNorm1d(4)), torch.randn(8))
+
+def test_what_passes_a_call_on_has_not_failed():
+    "As our modes do, which see every function that a layer calls"
+    code = """class Mode(Base):
+    def __torch_function__(self, f, types, args=(), kwargs=None): return f(*args, **(kwargs or {}))"""
+    names = {'__name__':'fastinit.made_up', 'Base':torch.overrides.TorchFunctionMode}
+    exec(code, names)
+    with names['Mode'](): assert said(nn.Linear(3,3), torch.ones(2,2)).startswith('Linear (Linear) failed on a batch of shape (2, 2)')
+
 def test_other_errors_pass():
     for error in (KeyboardInterrupt, MemoryError, InitError('known')):
         with pytest.raises(error if isinstance(error, type) else InitError) as e: forward(Fails(error), torch.ones(2))

@@ -33,6 +33,19 @@ def watched_report(**cols):
 
 STEPS = '2 layers: 2 ok. After 3 steps 1 layer of 2 has exploded (first: b, at step 3)'
 
+# Layers that were left alone
+
+@pytest.mark.parametrize('f', [lsuv_, lambda m, x: init_(m, 'kaiming', x)])
+def test_a_frozen_layer_that_explodes_is_said_to(f):
+    "Both: that it was left alone, and what it gives; neither of those that give what they should"
+    m,x = nn.Sequential(*[nn.Linear(30,30) for _ in range(5)]),torch.randn(64,30)
+    for i,std in ((0,1e3), (1,1e-5), (2,100.), (3,1.)):
+        nn.init.normal_(m[i].weight, std=std*30**-0.5), nn.init.zeros_(m[i].bias)
+        m[i].requires_grad_(i==3)
+    with pytest.warns(UserWarning, match='3 frozen'): r = f(m, x)
+    assert r.counts=='5 layers: 3 frozen (first: 0), 1 of them exploding, 1 of them vanishing, 2 ok'
+    assert r.counts in r.summary and r[['3','4']].counts=='2 layers: 2 ok' and r[['0']].counts=='1 layer: 1 frozen (first: 0), 1 of them exploding'
+
 # Rows
 
 def test_a_container_of_layers():

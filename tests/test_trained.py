@@ -1,15 +1,16 @@
 "Weights that must not be lost: whatever the optimizer, the wrapper, the scheme; and what there is to say where nothing can be done."
-import warnings
+import subprocess, sys, warnings
 import numpy as np, pandas as pd, pytest, torch
 import matplotlib.pyplot as plt
 from torch import nn
-from copy import deepcopy
+from copy import copy, deepcopy
 from functools import partial
 from fastai.vision.all import (Adam, Callback, CancelFitException, CrossEntropyLossFlat, DataLoader, DataLoaders, defaults, L, Learner, MSELossFlat, OptimWrapper, params, RMSProp, SGD)
 from fastai.callback.progress import ProgressCallback
 from fastai.collab import CollabDataLoaders, EmbeddingDotBias, collab_learner
 from fastai.callback.schedule import *
 from fastinit.all import *
+from fastinit.trained import known_of, note, see, was_trained
 
 def data(n=128, bs=16, d=12):
     g = torch.Generator().manual_seed(1)
@@ -446,7 +447,7 @@ def test_transformers_model():
 
 class Named(nn.Module):
     "Whose attributes have the names of a Learner's"
-    _init_weights = _init_report = _init_known = pretrained = recorder = final_record = skip_to_epoch = lr_finder = progress = n_epoch = True
+    _init_weights = _fastinit = pretrained = recorder = final_record = skip_to_epoch = lr_finder = progress = n_epoch = True
     def __init__(self):
         super().__init__()
         self.net = net()
@@ -492,6 +493,48 @@ def test_loaded_before_the_callback_came(tmp_path, opt, with_opt, how):
     else: fit(learn, 1, 0., cbs=cb)
     assert set(cb.report.df.status)=={'loaded'}
     for a,b in zip(learn.model.parameters(), old.model.parameters()): assert torch.equal(a, b)
+
+def test_what_a_shallow_copy_learns_stays_there(tmp_path):
+    learn = learner(path=tmp_path)
+    see(learn)
+    again = copy(learn)
+    note(again, trained=True, seen={})
+    assert not known_of(learn).trained and len(known_of(learn).seen)==8 and was_trained(again) and not was_trained(learn)
+
+def test_a_file_without_a_report_needs_no_fastinit(tmp_path):
+    "Of a Learner that loaded weights, or looked for a rate after training"
+    code = """import sys
+from fastai.basics import *
+class Items(list):
+    def new_empty(self): return Items(self[:0])
+ds = Items([(torch.randn(3), torch.randn(1)) for _ in range(32)])
+def learner(): return Learner(DataLoaders.from_dsets(ds, ds, bs=8, num_workers=0), nn.Linear(3,1), loss_func=MSELossFlat(), path=sys.argv[1])
+if sys.argv[2]=='export':
+    from fastinit.all import *
+    from fastinit.trained import known_of
+    with (learn := learner()).no_logging(), learn.no_bar(): learn.fit(1)
+    learn.save('m')
+    learn.lr_find(num_it=4, show_plot=False)
+    learn.load('m')
+    assert known_of(learn).trained and len(known_of(learn).seen)==1
+    learn.export('l.pkl')
+else:
+    sys.modules['fastinit'] = None
+    assert '_fastinit' in vars(load_learner(sys.argv[1]+'/l.pkl'))
+"""
+    for what in ('export','load'): subprocess.run([sys.executable, '-W', 'ignore', '-c', code, str(tmp_path), what], check=True, timeout=300)
+
+def test_a_head_that_was_put_in_and_then_loaded(tmp_path):
+    "After the callback came: it is told from one that is new"
+    old = learner(path=tmp_path)
+    old.save('model', with_opt=False)
+    for load in (True, False):
+        learn = learner(path=tmp_path, cbs=LSUVCallback())
+        learn.model[1][2] = nn.Linear(24,2)
+        if load: learn.load('model', with_opt=False)
+        fit(learn, 1, 0.)
+        assert list(learn.lsuv.report.df.status)==(['loaded']*3 if load else ['ok']*3)
+        assert torch.equal(learn.model[1][2].weight, old.model[1][2].weight)==load
 
 def test_a_fit_that_was_cancelled_in_its_first_steps():
     "SGD without momentum, no epoch ended, four rates that are the same: no range test"

@@ -11,6 +11,7 @@ import fastai.callback.schedule # adds lr_find and fine_tune to Learner
 from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.basics import Callback, CancelBatchException, CancelValidException, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, params, set_seed
 from fastinit.all import *
+from fastinit.trained import known_of
 from fastinit.watched import Watched, plot_watched
 
 @pytest.fixture(autouse=True)
@@ -139,7 +140,7 @@ def test_several_fits_and_again():
     frozen = w.df.set_index(['step','layer']).grad_std
     assert np.isnan(frozen[1,'0']) and frozen[5,'0']>0 # the body is frozen at first, and no gradient reaches its first layer
     fit(learn.watch_init(2))
-    assert len(learn.watch.watched)==2 and learn._init_report.watched is learn.watch.watched
+    assert len(learn.watch.watched)==2 and known_of(learn).report.watched is learn.watch.watched
 
 def test_short_fit():
     learn = fit(learner().watch_init(50), 1)
@@ -174,7 +175,7 @@ def test_interrupt(event, then):
     elif then=='one_batch': learn.one_batch(0, learn.dls.train.one_batch()) # by hand: a training step, too
     else: fit(learn)
     assert n_hooks(learn.model)==0 and len(learn.watch.watched)==dict(fit=5, one_batch=3).get(then, 2)
-    assert len(learn._init_report.watched)==len(learn.watch.watched)
+    assert len(known_of(learn).report.watched)==len(learn.watch.watched)
 
 class Break(Callback):
     "Do something to the model just before a step"
@@ -440,6 +441,13 @@ def test_table_of_the_steps():
     assert w.df.iloc[-1][['step','layer','std','grad_std']].tolist()==[3,'a',5.,2.] and w.loss==[2.,1.,0.5] # a table of two steps is made anew
     assert w.grid('std').shape==(3,3) and w.grid('std').columns.tolist()==[1,2,3]
 
+def test_a_table_that_was_looked_at_after_a_step_without_layers():
+    w = Watched()
+    for rows in ({}, {'a':dict(type='Linear', shape=(4,8), mean=0., std=2., near_zero=0., grad_std=1.)}, {}):
+        w.add(rows, 1.)
+        assert len(w.df)<2
+    assert w.df[['step','layer','std']].values.tolist()==[[2,'a',2.]] and w.df is w.df and len(w)==3
+
 def test_steps_of_several_processes():
     "Moments of all values together, the gradient's mean square, the mean loss; a layer that only one process called"
     class Two:
@@ -576,12 +584,51 @@ def test_a_report_of_watched_steps_is_of_the_model_that_was_watched():
     learn.model = net()
     assert list(learn.init_report())==list(init_stats(net(), torch.randn(4,12))) and learn.init_report().watched is None
 
+def test_steps_that_come_later_are_further_ones():
+    "Since the initialization the weights have moved: summary and chart say so; not of those right after it"
+    learn = fit(learner(relus(), cbs=LSUVCallback(watch=2)), 1)
+    first = learn.init_report()
+    assert first.watched.summary.startswith('after 2 steps ') and first.plot_steps()[0].get_xlabel()=='training step'
+    later = fit(learn.watch_init(3), 1).init_report()
+    assert later is first and ': 5 ok. After 3 further steps none of 5 layers' in later.summary
+    assert [ax.get_xlabel() for ax in later.plot_steps()[:2]]==['further training step']*2
+    assert fit(learn.watch_init(1), 1).init_report().watched.summary.startswith('after 1 further step none')
+    learn = learner(cbs=LSUVCallback(watch=5))
+    with learn.no_logging(): learn.lr_find(num_it=3, show_plot=False, suggest_funcs=()) # which puts the weights back
+    assert fit(learn, 2).init_report().watched.summary.startswith('after 5 steps ')
+
+@pytest.mark.parametrize('partly', [True, False])
+def test_loaded_layers_make_no_step_a_further_one(partly):
+    "They are not what they were when they were seen first, but what they were at the initialization"
+    learn,other = learner(relus(), cbs=LSUVCallback(watch=2)),relus()
+    (learn.model[2] if partly else learn.model).load_state_dict((other[2] if partly else other).state_dict())
+    report = fit(learn, 1, 0.).init_report()
+    assert report.df.status.eq('loaded').sum()==(1 if partly else 5) and report.when=='' and '. After 2 steps ' in report.summary
+
+@pytest.mark.parametrize('init', [False, True])
+def test_another_model_begins_another_record(init):
+    "And another report, which is of its layers; the steps of the old one are not counted"
+    learn = learner(relus(2), cbs=LSUVCallback() if init else None).watch_init(6)
+    fit(learn, 1)
+    old = learn.init_report()
+    learn.model = relus(3)
+    learn.create_opt()
+    new = fit(learn, 1).init_report()
+    assert new is not old and list(new)==['0','2','4','6'] and new.watched is learn.watch.watched
+    assert len(new.watched)==4 and set(new.watched.df.layer)==set(new) and len(old.watched)==4 and set(old.watched.df.layer)==set(old)
+
+def test_another_initialization_begins_another_record():
+    learn = fit(learner(relus(2), cbs=LSUVCallback()).watch_init(6), 1)
+    with learn.no_logging(): learn.fit(1, cbs=KaimingCallback(force=True))
+    report = learn.init_report()
+    assert report.scheme=='kaiming' and len(report.watched)==4 and not report.watched.further
+
 def test_what_an_interrupted_fit_watched_is_out_of_date():
     "The weights went on: `init_report` measures them, and goes on to do so"
     learn = learner(relus(), cbs=Interrupt(3, 'before_step')).watch_init(2)
     with pytest.raises(KeyboardInterrupt): fit(learn, lr=0.1)
     with torch.no_grad(): learn.model[2].weight *= 50
-    for _ in range(2): assert learn.init_report()['2']['std']>10*learn._init_report['2']['std'] and learn.init_report().watched is learn.watch.watched
+    for _ in range(2): assert learn.init_report()['2']['std']>10*known_of(learn).report['2']['std'] and learn.init_report().watched is learn.watch.watched
     learn.model = net()
     assert learn.init_report().watched is None
 
@@ -592,7 +639,7 @@ def test_predictions_within_a_fit():
     "The record is that of a fit without them, and it is known to be that of the model"
     alone,learn = (fit(learner(cbs=cbs).watch_init(2), 2) for cbs in (None, Predicts()))
     assert learn.watch.watched.df.equals(alone.watch.watched.df)
-    assert learn.init_report() is learn._init_report
+    assert learn.init_report() is known_of(learn).report
 
 class Cancels(Callback):
     "Ends every second batch"

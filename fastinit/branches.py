@@ -9,12 +9,12 @@ __all__ = ['residual_branches', 'never_heard']
 
 # %% ../nbs/08_branches.ipynb #3c59b51a
 from fastai.basics import *
-import warnings
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 from .tensors import *
 from .layers import *
+from .misfit import *
 from .probe import *
 from .stats import *
 
@@ -218,7 +218,7 @@ def _of_two_items(model, xb, silent=()):
     try: return _branches(model, xb, silent) # an edge list, say, names items that are not there
     except InitError as e:
         with probing(model, *xb): forward(model, *xb) # or it takes gradients of its own weights
-        warnings.warn(f'residual branches cannot be looked for: {e}', stacklevel=3)
+        warn_user(f'residual branches cannot be looked for: {e}')
         return set() if silent else {}
 
 def residual_branches(

@@ -9,7 +9,6 @@ __all__ = ['lsuv_', 'lsuv_residual_']
 
 # %% ../nbs/11_lsuv.ipynb #b286db5d
 from fastai.basics import *
-import warnings
 from collections.abc import Callable
 from numbers import Real
 from operator import attrgetter
@@ -117,7 +116,7 @@ def _report(rows, passes, notes, left, at):
     return res.mark({**left, **{n:fix.left.get(n, 'not called') for n in fix.layers if n not in fix.done}})
 
 # %% ../nbs/11_lsuv.ipynb #7e388407
-def _warn_slow(rows, std, tol, stacklevel=3):
+def _warn_slow(rows, std, tol):
     "One warning for layers that did not get to the target"
     slow = [r for r in rows if r.converged is False]
     if not slow: return
@@ -126,7 +125,7 @@ def _warn_slow(rows, std, tol, stacklevel=3):
     where = f'at {now:.3g}' if f'{now:.3g}'!=aim else f'at {now:.6g}' # else it would say that it is there
     if r.std_after is not None: where += ' after its activation'
     text = f"{len(slow)} layer{'s'*(len(slow)>1)} did not reach std {aim} within {tol:g} (first: {r.layer}, {where})"
-    warnings.warn(text, stacklevel=stacklevel)
+    warn_user(text)
 
 _predicted = 'the means and stds are predicted: verify=False leaves out the pass that measures them'
 

@@ -10,13 +10,14 @@ __all__ = ['compact_columns', 'InitReport', 'short_list', 'with_steps', 'short_n
 
 # %% ../nbs/06_report.ipynb #4be56f7d
 from fastai.basics import *
-import difflib, warnings
+import difflib
 from collections.abc import Callable,Iterable
 from pandas.api.types import is_bool_dtype
 from typing import Any
 from .tensors import *
 from .layers import *
 from .state import *
+from .misfit import *
 from .probe import *
 from .pool import *
 from .stats import *
@@ -172,13 +173,12 @@ def __str__(self:InitReport):
 # %% ../nbs/06_report.ipynb #6f6580ea
 def warn_left(
     left:dict, # Dotted name → why the layer was left alone
-    stacklevel:int=3, # As in `warnings.warn`
 )->None:
     "One warning for what was left alone against the user's likely wish."
     if not (why := groupby([(r,n) for n,r in left.items() if r not in ('zero','tied')], 0, 1)): return
     remedy = '. `force=True` initializes all the same' if {'frozen','loaded','pretrained'} & set(why) else ''
     if 'all zero' in why: remedy += f". {statuses['all zero'].remedy.capitalize()}"
-    warnings.warn('left alone: ' + '; '.join(short_list(ns, r) for r,ns in why.items()) + remedy, stacklevel=stacklevel)
+    warn_user('left alone: ' + '; '.join(short_list(ns, r) for r,ns in why.items()) + remedy)
 
 # %% ../nbs/06_report.ipynb #76739479
 def with_status(

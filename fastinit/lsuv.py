@@ -111,7 +111,8 @@ def _table(rows):
 def _report(rows, passes, notes, left, at):
     "The report; its table is made when it is looked at"
     fix = passes.fix
-    res = InitReport(partial(_table, rows), 'lsuv', fix.std, [*notes, *passes.probe.notes, *call_notes(rows)])
+    notes = [*notes, *passes.probe.notes, *call_notes(rows), *alike_note(rows, *passes.xb)]
+    res = InitReport(partial(_table, rows), 'lsuv', fix.std, notes)
     res.at = at
     return res.mark({**left, **{n:fix.left.get(n, 'not called') for n in fix.layers if n not in fix.done}})
 

@@ -6,12 +6,13 @@ Docs: https://fastinit.github.io/fastinit/report.html.md"""
 
 # %% auto #0
 __all__ = ['compact_columns', 'InitReport', 'short_list', 'with_steps', 'short_number', 'warn_left', 'with_status', 'call_notes',
-           'frame', 'unknown_note', 'init_stats']
+           'alike_note', 'frame', 'unknown_note', 'init_stats']
 
 # %% ../nbs/06_report.ipynb #4be56f7d
 from fastai.basics import *
 import difflib
 from collections.abc import Callable,Iterable
+from itertools import takewhile
 from pandas.api.types import is_bool_dtype
 from typing import Any
 from .tensors import *
@@ -210,6 +211,24 @@ def call_notes(
              for r in several[:3]]
     return notes + [f"and so did {len(several)-3} other layer{'s'*(len(several)>4)}"]*(len(several)>3)
 
+def alike_note(
+    rows:list, # As `with_status` gives them
+    *xb, # The batch
+    least:float=1e-6, # What from item to item is less of the std is said, relative to the same in the input
+)->list: # Sentences
+    """Where the network loses its input: from which layer on, up to the last one, the items of a batch give the same.
+    What says nothing of that is left out: less than 4 items, outputs without them, or of less than 8 values each."""
+    x = first(o for o in xb if isinstance(o, Tensor) and o.ndim)
+    if x is None or x.layout!=torch.strided or x.is_nested or len(x)<4: return []
+    mine = [r for r in rows if r.has_spread and r.shape[:1]==(len(x),) and math.prod(r.shape[1:])>=8]
+    here = item_spread(item_sample(x)).item()
+    there = ((r.layer,item_spread(r.items).item()) for r in reversed(mine)) # mostly of one only
+    same = list(takewhile(lambda o: o[1]<least*here, there))
+    if not same: return []
+    return [f'from {same[-1][0]} on, all items of the batch give nearly the same (from item to item '
+            f'{short_number(same[0][1])} of the std): the network does not see its input. '
+            "LSUV with center='channel' takes out what they have in common, as batch normalization does"]
+
 def frame(
     rows:list, # As `with_status` gives them
     **columns # Name → list of numbers, perhaps not yet read from the device: further columns
@@ -257,4 +276,4 @@ def init_stats(
     model = unwrap(model)
     with probing(check_model(model), *xb) as probe, LayerStats(model, include_paramless) as stats: forward(model, *xb)
     rows = with_status(stats)
-    return InitReport(frame(rows), notes=[*probe.notes, *call_notes(rows)])
+    return InitReport(frame(rows), notes=[*probe.notes, *call_notes(rows), *alike_note(rows, *xb)])

@@ -6,7 +6,8 @@ Docs: https://fastinit.github.io/fastinit/tensors.html.md"""
 
 # %% auto #0
 __all__ = ['all_tensors', 'first_tensor', 'first_values', 'as_tuple', 'sum_of', 'norm_of', 'flat', 'spread_sample',
-           'sample_values', 'read_all', 'checksum', 'same_bits', 'memory_of', 'shares_memory']
+           'sample_values', 'item_sample', 'item_spread', 'read_all', 'checksum', 'same_bits', 'memory_of',
+           'shares_memory']
 
 # %% ../nbs/00_tensors.ipynb #44b6f0c9
 from fastai.basics import *
@@ -101,6 +102,21 @@ def sample_values(
     "A few values of `p`, from all of its rows and columns."
     step = next(k for k in range(max(1, p.numel()//n), 0, -1) if math.gcd(k, p.numel())==1)
     return p.detach().flatten()[::step][:n].clone()
+
+def item_sample(
+    o:Tensor, # Any shape; the first dimension is that of the items of a batch
+)->Tensor: # A copy of as many dimensions: about 16 items, and some 64 values of each
+    "A few values of a few items of `o`, evenly spread in all dimensions."
+    most = 16,*[round(64**(1/max(1, o.ndim-1)))]*(o.ndim-1)
+    return o[tuple(slice(None, None, max(1, n//k)) for n,k in zip(o.shape, most))].clone()
+
+def item_spread(
+    v:Tensor, # As `item_sample` gives it
+)->Tensor: # A number, on the device of `v`; NaN where all values are the same
+    "The std from item to item over that of all values: 1 for independent items, 0 if all items are the same."
+    if v.is_complex(): v = torch.view_as_real(v)
+    if not v.is_floating_point() or v.dtype.itemsize<4: v = v.float()
+    return ((v[1:]-v[:1]).square().mean()/v.var()/2).sqrt()
 
 # %% ../nbs/00_tensors.ipynb #97d2490f
 def read_all(

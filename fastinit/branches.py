@@ -182,12 +182,6 @@ def _silence(m):
     scaled_param(m).data.zero_() # a parameter that is saved
     if isinstance(b := getattr(m, 'bias', None), Tensor): b.data.zero_()
 
-def _own_weights(model):
-    "Those of modules of unknown type, which are in no layer that is hooked"
-    res = []
-    unknown_weights(model, res.append)
-    return res
-
 def _branches(model, xb, silent=()):
     "As `residual_branches`, from one forward pass of all of `xb`; or the `silent` ones that get no gradient"
     names = layer_names(model)
@@ -197,7 +191,8 @@ def _branches(model, xb, silent=()):
     graph,hooks = _Graph(layers, norms),[]
     only_activations = require_grad(model, False) # have gradients, and are in the graph
     with torch.inference_mode(False), probing(model, *xb), only_activations, backward_pass(model):
-        for p in _own_weights(model): p.requires_grad_() # what they are applied to is no way around a layer
+        for _,ws,_ in unknown_weights(model).values(): # what they are applied to is no way around a layer
+            for p in ws: p.requires_grad_()
         for m in (m for m,n in names.items() if n in silent): _silence(m)
         try:
             hooks += [m.register_forward_hook(graph.hook) for m in [*layers, *norms]]

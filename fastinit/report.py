@@ -246,11 +246,11 @@ def unknown_note(
     was:Saved, # What its parameters were before
 )->list: # Sentences
     "What an initialization passed over: attention's own weights, and those of modules whose type it does not know."
-    weights = []
-    unknown_weights(model, weights.append)
-    if not weights: return []
-    mods,changed = {n:m for m,n in layer_names(model).items()},was.changed(weights)
-    found = unknown_weights(model, lambda p: id(p) not in changed)
+    unknown = unknown_weights(model)
+    if not unknown: return []
+    mods,changed = {n:m for m,n in layer_names(model).items()},was.changed([p for _,ws,_ in unknown.values() for p in ws])
+    same = {n:(t, sum(id(p) not in changed for p in ws), can) for n,(t,ws,can) in unknown.items()}
+    found = {n:o for n,o in same.items() if o[1]}
     attention = [n for n in found if isinstance(mods[n], nn.MultiheadAttention)]
     for n in attention: del found[n]
     return _attention_note(attention) + _unknown_types(found)

@@ -11,7 +11,6 @@ __all__ = ['event_names', 'does', 'speaks_of', 'batch_callbacks', 'stand_in', 'i
 # %% ../nbs/13_batch.ipynb #ae67d004
 from fastai.basics import *
 from fastai.callback.training import BnFreeze,set_bn_eval
-import warnings
 from collections.abc import Callable,Iterable,Iterator
 from contextlib import redirect_stdout,suppress
 from io import StringIO
@@ -19,6 +18,7 @@ from types import CodeType,FunctionType,MethodType
 from .tensors import *
 from .layers import *
 from .pool import *
+from .misfit import *
 from .probe import *
 from .loaders import *
 
@@ -211,7 +211,6 @@ def _try_out(learn, xb, why):
 
 def inputs_targets(
     learn:Learner, # Not in training
-    stacklevel:int=3, # As in `warnings.warn`
 )->tuple: # (inputs, targets)
     """A batch for a measurement: that of `training_batch`; where there is none, one is taken, and a warning says so.
     Raises `InitError` where the model does not take that one."""
@@ -221,15 +220,14 @@ def inputs_targets(
     if b is None: raise InitError(_empty)
     xb,yb = as_given(learn, b, cbs=())
     _try_out(learn, xb, why)
-    warnings.warn(f'{why}. A batch was taken all the same, as the DataLoader gives it', stacklevel=stacklevel)
+    warn_user(f'{why}. A batch was taken all the same, as the DataLoader gives it')
     return xb,yb
 
 def first_batch(
     learn:Learner, # Not in training
-    stacklevel:int=3, # As in `warnings.warn`
 )->tuple: # Inputs
     "The inputs in `inputs_targets`"
-    return inputs_targets(learn, stacklevel+1)[0]
+    return inputs_targets(learn)[0]
 
 # %% ../nbs/13_batch.ipynb #aca00cf8
 def loss_with_callbacks(

@@ -9,12 +9,12 @@ __all__ = ['residual_branches', 'never_heard']
 
 # %% ../nbs/08_branches.ipynb #3c59b51a
 from fastai.basics import *
-import warnings
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 from .tensors import *
 from .layers import *
+from .misfit import *
 from .probe import *
 from .stats import *
 
@@ -182,12 +182,6 @@ def _silence(m):
     scaled_param(m).data.zero_() # a parameter that is saved
     if isinstance(b := getattr(m, 'bias', None), Tensor): b.data.zero_()
 
-def _own_weights(model):
-    "Those of modules of unknown type, which are in no layer that is hooked"
-    res = []
-    unknown_weights(model, res.append)
-    return res
-
 def _branches(model, xb, silent=()):
     "As `residual_branches`, from one forward pass of all of `xb`; or the `silent` ones that get no gradient"
     names = layer_names(model)
@@ -197,7 +191,8 @@ def _branches(model, xb, silent=()):
     graph,hooks = _Graph(layers, norms),[]
     only_activations = require_grad(model, False) # have gradients, and are in the graph
     with torch.inference_mode(False), probing(model, *xb), only_activations, backward_pass(model):
-        for p in _own_weights(model): p.requires_grad_() # what they are applied to is no way around a layer
+        for _,ws,_ in unknown_weights(model).values(): # what they are applied to is no way around a layer
+            for p in ws: p.requires_grad_()
         for m in (m for m,n in names.items() if n in silent): _silence(m)
         try:
             hooks += [m.register_forward_hook(graph.hook) for m in [*layers, *norms]]
@@ -218,7 +213,7 @@ def _of_two_items(model, xb, silent=()):
     try: return _branches(model, xb, silent) # an edge list, say, names items that are not there
     except InitError as e:
         with probing(model, *xb): forward(model, *xb) # or it takes gradients of its own weights
-        warnings.warn(f'residual branches cannot be looked for: {e}', stacklevel=3)
+        warn_user(f'residual branches cannot be looked for: {e}')
         return set() if silent else {}
 
 def residual_branches(

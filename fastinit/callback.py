@@ -10,11 +10,11 @@ __all__ = ['InitCallback', 'KaimingCallback', 'LSUVCallback']
 # %% ../nbs/18_callback.ipynb #a00022f6
 from fastai.basics import *
 from fastai.callback.core import TrainEvalCallback
-import warnings
 from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 from .layers import *
+from .misfit import *
 from .probe import *
 from .stats import *
 from .report import *
@@ -140,7 +140,7 @@ def initialize(self:InitCallback, xb:tuple)->None:
     todo = chosen_and_kept(model, self.layers, self.force, self.kept)
     if not todo and not todo.left:
         text = f'has no layer that {scheme_name(self.scheme)} initializes by itself: choose with `layers=`'
-        warnings.warn(f'{type(model).__name__} {text}', stacklevel=2)
+        warn_user(f'{type(model).__name__} {text}')
     self.report = init_split(model, self.scheme, xb, todo, self.include_paramless, **self.options(todo))
     self.done = self.unchecked = True
     differ = differs_in_training(model)
@@ -165,8 +165,8 @@ def notice_new_layers(self:InitCallback)->None:
     elif new:
         what = 'layers' if len(new)>1 else 'layer'
         text = short_list([names[m] for m in new], f'{what} put into the model since it was initialized')
-        warnings.warn(f'{text}, and left as before: to initialize it, fit with a new callback that has `layers=` and '
-                      '`force=True`', stacklevel=2)
+        warn_user(f'{text}, and left as before: to initialize it, fit with a new callback that has `layers=` and '
+                  '`force=True`')
         note(self.learn, given={**given, **dict.fromkeys(new, {})})
 
 # %% ../nbs/18_callback.ipynb #e0784b4e

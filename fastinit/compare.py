@@ -59,7 +59,7 @@ def _with_params(report, model, include_paramless):
 
 def _compare_on_a_batch(learn, inits, layers, include_paramless, shown):
     "Name → what each of `inits` would make of one batch"
-    model,xb,reports = check_model(learn.model),first_batch(learn, stacklevel=4),{}
+    model,xb,reports = check_model(learn.model),first_batch(learn),{}
     values = [*model.parameters(), *(m.sub for m in model.modules() if isinstance(m, GeneralReLU))]
     body = dict.fromkeys(pretrained_params(learn), 'pretrained') # though it was trained since
     for n,o in progress_bar(list(inits.items()), leave=False) if shown else inits.items():
@@ -93,7 +93,7 @@ def _one_training(learn, cb, lr, steps, seed, tick):
     losses = [float(o) for o in read_all(course.losses)] + [math.nan]*(steps-len(course.losses))
     pool = Pool(new.model)
     if pool.size>1: losses = np.mean(pool.gather(torch.tensor(losses, device=pool.device)), 0).tolist()
-    xb = first_batch(new, stacklevel=5)
+    xb = first_batch(new)
     with training_modes(new): after = init_stats(new.model, *xb, include_paramless=cb.include_paramless)
     return _with_params(cb.report, new.model, cb.include_paramless),after,losses
 

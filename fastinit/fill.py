@@ -215,7 +215,6 @@ def each_layer(
     force:bool, # Likewise
     f:Callable, # Changes a layer, of (name, module); False: but its bias could not be changed
     why_not:Callable, # Of a module: the reason why `f` cannot change it, or None
-    stacklevel:int=4, # That of the user's line, as in `warn_left`
 )->nn.Module: # `model`
     """`f` for every layer to initialize; a warning names the others, unless `layers` is a `Layers`, whose maker knows.
     Raises `ValueError` before anything is changed."""
@@ -226,7 +225,7 @@ def each_layer(
     with torch.no_grad():
         for n,m in todo.items():
             if f(n, m) is False: left[f'{n}.bias'] = 'unsupported parametrization'
-    warn_left(left, stacklevel)
+    warn_left(left)
     return model
 
 # %% ../nbs/07_fill.ipynb #f111aa0b
@@ -250,4 +249,4 @@ def fill_layers(
             return w
         new_weight(m, _new)
         return new_bias(m, nn.init.zeros_)
-    return each_layer(model, layers, force, _fill, _why_not, stacklevel=5)
+    return each_layer(model, layers, force, _fill, _why_not)

@@ -287,12 +287,11 @@ def _is_weight(name, p):
 
 def unknown_weights(
     model:nn.Module, # Looked through, never called
-    counts:Callable|None=None, # Of a weight: is it one to name? Default: each is
-)->dict: # Dotted name of a module → (its type, how many weights, can `layers=` choose it?)
+)->dict: # Dotted name of a module → (its type, these weights, can `layers=` choose it?)
     "Modules of unknown type with weights of two dimensions or more: an initialization passes them over unless told."
     res = {}
     for m,n in layer_names(unwrap(model)).items():
         if is_known(m) or isinstance(m, _keep_their_own) or 'parametrizations.' in n: continue
-        ws = [p for k,p in m._parameters.items() if _is_weight(k, p) and (counts is None or counts(p))]
-        if ws: res[n] = (type(m).__name__, len(ws), _has_weight(m))
+        ws = [p for k,p in m._parameters.items() if _is_weight(k, p)]
+        if ws: res[n] = (type(m).__name__, ws, _has_weight(m))
     return res

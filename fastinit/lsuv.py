@@ -9,7 +9,6 @@ __all__ = ['lsuv_', 'lsuv_residual_']
 
 # %% ../nbs/11_lsuv.ipynb #b286db5d
 from fastai.basics import *
-import warnings
 from collections.abc import Callable
 from numbers import Real
 from operator import attrgetter
@@ -112,13 +111,14 @@ def _table(rows):
 def _report(rows, passes, notes, left, at):
     "The report; its table is made when it is looked at"
     fix = passes.fix
-    res = InitReport(partial(_table, rows), 'lsuv', fix.std, [*notes, *passes.probe.notes, *call_notes(rows)])
+    notes = [*notes, *passes.probe.notes, *call_notes(rows), *alike_note(rows, *passes.xb)]
+    res = InitReport(partial(_table, rows), 'lsuv', fix.std, notes)
     res.at = at
     for r in rows: r.module = None # which the table does not need, and would keep alive
     return res.mark({**left, **{n:fix.left.get(n, 'not called') for n in fix.layers if n not in fix.done}})
 
 # %% ../nbs/11_lsuv.ipynb #7e388407
-def _warn_slow(rows, std, tol, stacklevel=3):
+def _warn_slow(rows, std, tol):
     "One warning for layers that did not get to the target"
     slow = [r for r in rows if r.converged is False]
     if not slow: return
@@ -127,7 +127,7 @@ def _warn_slow(rows, std, tol, stacklevel=3):
     where = f'at {now:.3g}' if f'{now:.3g}'!=aim else f'at {now:.6g}' # else it would say that it is there
     if r.std_after is not None: where += ' after its activation'
     text = f"{len(slow)} layer{'s'*(len(slow)>1)} did not reach std {aim} within {tol:g} (first: {r.layer}, {where})"
-    warnings.warn(text, stacklevel=stacklevel)
+    warn_user(text)
 
 _predicted = ('the means and stds are predicted, and there are no rows for normalization layers: '
               'verify=False leaves out the pass that measures them')

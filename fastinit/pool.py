@@ -23,6 +23,13 @@ def pooled(parts): # (n, std, mean) of each part
     return math.sqrt(sum((n-1)*s**2 + n*(m-mean)**2 for n,s,m in parts)/(total-1)),mean
 
 # %% ../nbs/04_pool.ipynb #46e6b7fe
+def _real(what, mean):
+    "`mean`, unless it is complex, which no message has a place for"
+    if isinstance(mean, complex) or isinstance(mean, Tensor) and mean.is_complex():
+        raise InitError(f'{what} gives complex numbers, which several processes do not put together: initialize before '
+                        '`torch.distributed` is, with the same seed in each. The model is as it was')
+    return mean
+
 class Pool:
     """A context in which the processes of `torch.distributed`, if there are several, act as one:
     `pool(name, n, std, mean)` gives the moments of all values together."""
@@ -39,7 +46,7 @@ class Pool:
         dist.all_gather(res, t)
         return torch.stack(res).tolist()
 
-    def exchange(self, what:str, n:float=0., std:float=0., mean:float|complex=0., ok:bool=True, details:Any='')->list:
+    def exchange(self, what:str, n:float=0., std:float=0., mean:float=0., ok:bool=True, details:Any='')->list:
         "The (n, std, mean) of each process; raises `InitError` on all if one failed, or does what the others do not"
         check = zlib.crc32(f'{what} {details}'.encode())
         msg = torch.tensor([float(ok), check, n, std, mean], dtype=torch.double, device=self.device)
@@ -53,12 +60,12 @@ class Pool:
 
     def __call__(self, what:str, n:int, std:float|Tensor, mean:float|Tensor)->tuple:
         "(std, mean) of the values of all processes"
-        return (std,mean) if self.size==1 else pooled(self.exchange(what, n, float(std), float(mean)))
+        return (std,mean) if self.size==1 else pooled(self.exchange(what, n, float(std), float(_real(what, mean))))
 
     def channels(self, what:str, n:int, std:float|Tensor, mean:Tensor)->tuple:
         "(std within channels, mean of each) of all processes' values, from those of this one"
         if self.size==1: return std,mean
-        parts = self.exchange(what, n, float(std), details=mean.numel())
+        parts = self.exchange(what, n, float(std), details=_real(what, mean).numel())
         ns,stds,_ = torch.tensor(parts, dtype=torch.double).T
         means = torch.tensor(self.gather(mean.detach().flatten().to(self.device, torch.double)), dtype=torch.double)
         all_mean = (ns[:,None]*means).sum(0)/ns.sum()

@@ -9,9 +9,10 @@ __all__ = ['in_a_batch', 'predicts', 'FirstBatch', 'can_watch', 'off_layers', 'd
 
 # %% ../nbs/14_recheck.ipynb #97bb970f
 from fastai.basics import *
-import traceback, warnings
+import traceback
 from collections.abc import Callable
 from .layers import *
+from .misfit import *
 from .stats import *
 from .report import *
 from .batch import *
@@ -115,4 +116,4 @@ def warn_off(
             f'of 2 (first: {n}, {short_number(now)}, not {short_number(was)}); ')
     text += f"the cause could be {', '.join(causes)}" if causes else 'no callback could be the cause: look at the data'
     report.notes.append(text)
-    warnings.warn(text, stacklevel=2)
+    warn_user(text)

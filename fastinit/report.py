@@ -6,17 +6,19 @@ Docs: https://fastinit.github.io/fastinit/report.html.md"""
 
 # %% auto #0
 __all__ = ['compact_columns', 'InitReport', 'short_list', 'with_steps', 'short_number', 'warn_left', 'with_status', 'call_notes',
-           'frame', 'unknown_note', 'init_stats']
+           'alike_note', 'frame', 'unknown_note', 'init_stats']
 
 # %% ../nbs/06_report.ipynb #4be56f7d
 from fastai.basics import *
-import difflib, warnings
+import difflib
 from collections.abc import Callable,Iterable
+from itertools import takewhile
 from pandas.api.types import is_bool_dtype
 from typing import Any
 from .tensors import *
 from .layers import *
 from .state import *
+from .misfit import *
 from .probe import *
 from .pool import *
 from .stats import *
@@ -180,13 +182,12 @@ def __str__(self:InitReport):
 # %% ../nbs/06_report.ipynb #6f6580ea
 def warn_left(
     left:dict, # Dotted name → why the layer was left alone
-    stacklevel:int=3, # As in `warnings.warn`
 )->None:
     "One warning for what was left alone against the user's likely wish."
     if not (why := groupby([(r,n) for n,r in left.items() if r not in ('zero','tied')], 0, 1)): return
     remedy = '. `force=True` initializes all the same' if {'frozen','loaded','pretrained'} & set(why) else ''
     if 'all zero' in why: remedy += f". {statuses['all zero'].remedy.capitalize()}"
-    warnings.warn('left alone: ' + '; '.join(short_list(ns, r) for r,ns in why.items()) + remedy, stacklevel=stacklevel)
+    warn_user('left alone: ' + '; '.join(short_list(ns, r) for r,ns in why.items()) + remedy)
 
 # %% ../nbs/06_report.ipynb #76739479
 def with_status(
@@ -218,6 +219,24 @@ def call_notes(
              for r in several[:3]]
     return notes + [f"and so did {len(several)-3} other layer{'s'*(len(several)>4)}"]*(len(several)>3)
 
+def alike_note(
+    rows:list, # As `with_status` gives them
+    *xb, # The batch
+    least:float=1e-6, # What from item to item is less of the std is said, relative to the same in the input
+)->list: # Sentences
+    """Where the network loses its input: from which layer on, up to the last one, the items of a batch give the same.
+    What says nothing of that is left out: less than 4 items, outputs without them, or of less than 8 values each."""
+    x = first(o for o in xb if isinstance(o, Tensor) and o.ndim)
+    if x is None or x.layout!=torch.strided or x.is_nested or len(x)<4: return []
+    mine = [r for r in rows if r.has_spread and r.shape[:1]==(len(x),) and math.prod(r.shape[1:])>=8]
+    here = item_spread(item_sample(x)).item()
+    there = ((r.layer,item_spread(r.items).item()) for r in reversed(mine)) # mostly of one only
+    same = list(takewhile(lambda o: o[1]<least*here, there))
+    if not same: return []
+    return [f'from {same[-1][0]} on, all items of the batch give nearly the same (from item to item '
+            f'{short_number(same[0][1])} of the std): the network does not see its input. '
+            "LSUV with center='channel' takes out what they have in common, as batch normalization does"]
+
 def frame(
     rows:list, # As `with_status` gives them
     **columns # Name → list of numbers, perhaps not yet read from the device: further columns
@@ -235,11 +254,11 @@ def unknown_note(
     was:Saved, # What its parameters were before
 )->list: # Sentences
     "What an initialization passed over: attention's own weights, and those of modules whose type it does not know."
-    weights = []
-    unknown_weights(model, weights.append)
-    if not weights: return []
-    mods,changed = {n:m for m,n in layer_names(model).items()},was.changed(weights)
-    found = unknown_weights(model, lambda p: id(p) not in changed)
+    unknown = unknown_weights(model)
+    if not unknown: return []
+    mods,changed = {n:m for m,n in layer_names(model).items()},was.changed([p for _,ws,_ in unknown.values() for p in ws])
+    same = {n:(t, sum(id(p) not in changed for p in ws), can) for n,(t,ws,can) in unknown.items()}
+    found = {n:o for n,o in same.items() if o[1]}
     attention = [n for n in found if isinstance(mods[n], nn.MultiheadAttention)]
     for n in attention: del found[n]
     return _attention_note(attention) + _unknown_types(found)
@@ -265,4 +284,4 @@ def init_stats(
     model = unwrap(model)
     with probing(check_model(model), *xb) as probe, LayerStats(model, include_paramless) as stats: forward(model, *xb)
     rows = with_status(stats)
-    return InitReport(frame(rows), notes=[*probe.notes, *call_notes(rows)])
+    return InitReport(frame(rows), notes=[*probe.notes, *call_notes(rows), *alike_note(rows, *xb)])

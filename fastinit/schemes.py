@@ -279,7 +279,7 @@ def init_split(
         if not measures:
             report.notes += left_notes(model, todo, saved)
             report.mark(todo.left)
-            warn_left(todo.left, stacklevel=4) # of `init_`
+            warn_left(todo.left)
     return report
 
 def init_(

@@ -114,6 +114,7 @@ class Row:
     std:float|Tensor # Likewise
     module:nn.Module|None = None
     sample:Tensor|None = None # Values of the output, among which those near zero are counted
+    items:Tensor|None = None # Others, which tell by how much the items of the batch differ
     calls:int = 1 # How many there were
     lowest:float = math.nan # Std of all calls that have a spread
     highest:float = math.nan # Likewise
@@ -149,8 +150,7 @@ class LayerStats(ActivationStats):
         self.known = {} if known is None else known
         self.modules,units = [],attention_units(self.names)
         for m in leaves(self.names):
-            if isinstance(m, torch.jit.ScriptModule): continue # which take no hooks
-            if not (include_paramless or params_of(m)): continue
+            if isinstance(m, torch.jit.ScriptModule) or not (include_paramless or params_of(m)): continue # no hooks
             if m in units: self.names[units[m]] = self.names[m]
             self.modules.append(units.get(m, m))
 
@@ -166,12 +166,12 @@ class LayerStats(ActivationStats):
 
     def hook(self, m:nn.Module, i:tuple, o:Any)->None:
         "Keep mean and std of the first output of `m`, not yet read from the device, and a sample to be counted later"
-        o = first_values(o)
+        o,n = first_values(o),self.names[m]
         if not has_moments(o) or not o.numel(): return
-        n = self.names[m]
         with torch._C.DisableTorchFunction(): # plain tensors, and unseen by who watches the pass
             std,mean = self.known.pop(n, None) or self.moments(o)
-            row = Row(n, type(m).__name__, tuple(o.shape), mean, std, m, spread_sample(o.detach()))
+            v = o.detach()
+            row = Row(n, type(m).__name__, tuple(o.shape), mean, std, m, spread_sample(v), item_sample(v))
         self.calls.setdefault(n, []).append(row)
 
 # %% ../nbs/05_stats.ipynb #bddc6218

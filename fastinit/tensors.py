@@ -6,7 +6,8 @@ Docs: https://fastinit.github.io/fastinit/tensors.html.md"""
 
 # %% auto #0
 __all__ = ['all_tensors', 'first_tensor', 'first_values', 'as_tuple', 'sum_of', 'norm_of', 'flat', 'spread_sample',
-           'sample_values', 'read_all', 'checksum', 'same_bits', 'memory_of', 'shares_memory']
+           'sample_values', 'item_sample', 'item_spread', 'read_all', 'checksum', 'same_bits', 'memory_of',
+           'shares_memory']
 
 # %% ../nbs/00_tensors.ipynb #44b6f0c9
 from fastai.basics import *
@@ -102,6 +103,21 @@ def sample_values(
     step = next(k for k in range(max(1, p.numel()//n), 0, -1) if math.gcd(k, p.numel())==1)
     return p.detach().flatten()[::step][:n].clone()
 
+def item_sample(
+    o:Tensor, # Any shape; the first dimension is that of the items of a batch
+)->Tensor: # A copy of as many dimensions: about 16 items, and some 64 values of each
+    "A few values of a few items of `o`, evenly spread in all dimensions."
+    most = 16,*[round(64**(1/max(1, o.ndim-1)))]*(o.ndim-1)
+    return o[tuple(slice(None, None, max(1, n//k)) for n,k in zip(o.shape, most))].clone()
+
+def item_spread(
+    v:Tensor, # As `item_sample` gives it
+)->Tensor: # A number, on the device of `v`; NaN where all values are the same
+    "The std from item to item over that of all values: 1 for independent items, 0 if all items are the same."
+    if v.is_complex(): v = torch.view_as_real(v)
+    if not v.is_floating_point() or v.dtype.itemsize<4: v = v.float()
+    return ((v[1:]-v[:1]).square().mean()/v.var()/2).sqrt()
+
 # %% ../nbs/00_tensors.ipynb #97d2490f
 def read_all(
     ts:Iterable, # Numbers, or tensors of one shape on any devices and of any dtypes
@@ -126,10 +142,16 @@ def _words(a, b):
 def checksum(
     t:Tensor, # Any shape
 )->int|None: # The same for the same bits, in any order of memory, on any device; None for sparse tensors and the like
-    "A number that is another one, all but surely, where any value of `t` is."
+    "A number that is another one, all but surely, where any value of `t` is, or where two have changed places."
     t = t.detach()
     if t.layout!=torch.strided or t.is_nested or t.is_quantized: return None
-    return int(flat(t).view(_whole[math.gcd(8, t.itemsize)]).sum())
+    v = t.reshape(-1).contiguous().view(_whole[math.gcd(4, t.itemsize)])
+    k = math.isqrt(v.numel())
+    square,rest = v[:k*k].view(k,k),v[k*k:] # a weight for each row and column: nothing as large as `v` is made
+    rows,cols = square.sum(1),square.sum(0)
+    sums = torch.cat([rows, cols, rest.long()])
+    place = torch.arange(len(sums), device=v.device)
+    return int(rows.sum() + rest.sum() + 2*(sums*place**3).sum()) # an odd weight in all, so that no change is lost
 
 def same_bits(
     a:Tensor, # Any shape

@@ -9,10 +9,10 @@ __all__ = ['WatchCallback']
 
 # %% ../nbs/16_watch.ipynb #7f404fbf
 from fastai.basics import *
-import warnings
 from fastai.callback.core import TrainEvalCallback
 from .tensors import *
 from .layers import *
+from .misfit import *
 from .pool import *
 from .stats import *
 from .recheck import *
@@ -103,8 +103,8 @@ class WatchCallback(Callback):
         "Those of the model; says where hooks would see nothing"
         self.blind = not can_watch(self.model)
         if self.blind:
-            warnings.warn('the training steps are not watched: hooks do not see into a compiled model, or into copies '
-                          'on several devices; watch the model as it was before', stacklevel=2)
+            warn_user('the training steps are not watched: hooks do not see into a compiled model, or into copies '
+                      'on several devices; watch the model as it was before')
         return _StepStats(unwrap(self.model), self.include_paramless)
 
     def after_pred(self)->None:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from fastinit.acts import GeneralReLU, act_funcs, act_gain, is_activation
 from fastinit.gains import auto_gains
 from fastinit.schemes import kaiming_
-from fastinit.tensors import flat, read_all, sample_values, spread_sample
+from fastinit.tensors import checksum, flat, read_all, sample_values, spread_sample
 
 @pytest.mark.parametrize('name', ['rellu', 'conv2d', 'softmax', 'dropout', 'sin'])
 def test_a_name_that_is_no_activation(name):
@@ -388,3 +388,24 @@ def test_auto_leaves_no_trace(branch):
     else: kaiming_(m, nonlinearity='auto')
     assert m.steps==0 and m.log==[] and m.a.weight.requires_grad and random.getstate()==rng
     deepcopy(m)
+
+@pytest.mark.parametrize('dtype', [torch.float, torch.double, torch.half, torch.bfloat16, torch.complex64, torch.int8])
+@pytest.mark.parametrize('shape', [(6,5,3,3), (31,33), (7,1,2,2)])
+def test_checksum_knows_where_a_value_is(dtype, shape):
+    "The same bits in any order of memory give the same; another order, or one bit, does not"
+    g = torch.Generator().manual_seed(1)
+    w = (torch.randn(*shape, generator=g)*30).to(dtype)
+    order = sorted(range(w.ndim), key=lambda k: -k)
+    assert checksum(w)==checksum(w.permute(order).contiguous().permute(order)) and checksum(w)==checksum(torch.stack([w, w], -1)[...,0])
+    others = [w.flip(0), w.flip(-1), w.roll(1, 0), w[torch.randperm(len(w), generator=g)], w.reshape(-1)[torch.randperm(w.numel(), generator=g)]]
+    swapped,bit = w.clone().reshape(-1),w.clone().reshape(-1)
+    swapped[[2,9]] = swapped[[9,2]]
+    bit[0] = -bit[0] if dtype!=torch.int8 else bit[0]^1
+    mine = [w for w in (*others, swapped, bit) if not torch.equal(w.reshape(-1), others[0].flip(0).reshape(-1))]
+    assert len(mine)==7 and checksum(others[0].flip(0))==checksum(w) not in set(map(checksum, mine)) and len(set(map(checksum, mine)))>=6
+
+def test_checksum_of_pairs_of_opposite_values():
+    "Their sums are the same, and so are those of their rows and columns"
+    w = torch.tensor([[1.,-1.],[-1.,1.]], dtype=torch.double)
+    assert len({checksum(w), checksum(-w), checksum(w.abs())})==3
+    for n in (0, 1, 3): assert checksum(torch.ones(n))==checksum(torch.ones(n)) and checksum(torch.ones(n))!=checksum(torch.ones(n+1))

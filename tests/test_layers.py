@@ -168,6 +168,8 @@ class Own(nn.Module):
         super().__init__()
         for k,p in params.items(): self.register_parameter(k, None if p is None else nn.Parameter(p, requires_grad=p.is_floating_point()))
 
+def counted(model): return {n:(t, len(ws), can) for n,(t,ws,can) in unknown_weights(model).items()}
+
 @pytest.mark.parametrize('params,n,choosable', [
     (dict(weight=torch.ones(3,3)), 1, True), (dict(experts=torch.ones(2,3,3)), 1, False), (dict(a=torch.ones(3,3), b=torch.ones(3,2)), 2, False),
     (dict(scale=torch.ones(5)), 0, None), (dict(scale=torch.ones(1,5,1)), 0, None), (dict(bias=torch.ones(3,3)), 0, None), (dict(pos_embed=torch.ones(1,7,4)), 0, None),
@@ -175,10 +177,11 @@ class Own(nn.Module):
     (dict(scalar=torch.tensor(1.)), 0, None)])
 def test_weights_of_unknown_types(params, n, choosable):
     "Matrices and more that are neither biases nor tables: how many, and can they be named in `layers=`"
-    found = unknown_weights(nn.Sequential(Own(**params), nn.Linear(2,2), nn.Embedding(3,3), nn.LayerNorm((2,2)), nn.GRU(2,2)))
+    found = counted(nn.Sequential(Own(**params), nn.Linear(2,2), nn.Embedding(3,3), nn.LayerNorm((2,2)), nn.GRU(2,2)))
     assert found==({'0':('Own', n, choosable)} if n else {})
 
-def test_weights_of_attention_and_weights_not_to_count():
+def test_weights_of_attention():
     m = nn.Sequential(nn.MultiheadAttention(4,2), nn.MultiheadAttention(4, 2, kdim=3), Own(a=torch.ones(3,3), b=torch.ones(3,2)))
-    assert unknown_weights(m)=={'0':('MultiheadAttention', 1, False), '1':('MultiheadAttention', 3, False), '2':('Own', 2, False)}
-    assert unknown_weights(m, lambda p: p.shape==(3,2))=={'2':('Own', 1, False)}
+    assert counted(m)=={'0':('MultiheadAttention', 1, False), '1':('MultiheadAttention', 3, False), '2':('Own', 2, False)}
+    a,b = unknown_weights(m)['2'][1]
+    assert a is m[2].a and b is m[2].b # the weights themselves, for who marks them

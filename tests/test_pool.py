@@ -108,3 +108,12 @@ def test_who_fails_tells():
     with pytest.raises(ZeroDivisionError), p: raise ZeroDivisionError
     p.close()
     assert not p.open and p.size==1 and p.device is None
+
+@pytest.mark.parametrize('mean', [1+2j, torch.tensor(1+2j)])
+def test_complex_numbers_are_refused(mean):
+    "A message has no place for them; the others hear that this process failed, and one alone has no need of messages"
+    p = Two(same)
+    with pytest.raises(InitError, match=r'^conv1 gives complex numbers, which several processes do not put together: initialize before'), p: p('conv1', 8, 1., mean)
+    assert len(p.sent)==1 and p.sent[0][0]==0
+    with pytest.raises(InitError, match='^conv1 gives complex'): Two().channels('conv1', 8, 1., torch.full((1,4), 1+2j))
+    assert Pool()('conv1', 8, 1., mean)==(1., mean)

@@ -10,6 +10,7 @@ from fastinit.report import call_notes, with_steps
 from fastinit.status import add_status, remedy_for, statuses
 from fastinit.stats import Row
 from fastinit.watched import Watched
+from conftest import outputs
 
 @pytest.fixture(autouse=True)
 def _closed():
@@ -253,3 +254,61 @@ def test_a_reason_hides_no_nan_and_no_bias():
     m[0].requires_grad_(False).weight.data[0,0] = math.nan
     r = init_(m, 'kaiming', x)
     assert r['0'].status=='not finite' and r.left['0']=='frozen' and 'not finite (first: 0)' in r.summary
+
+# A network that does not see its input
+
+def deep(n=20, d=64, act=nn.Sigmoid): return nn.Sequential(*[nn.Sequential(nn.Linear(d,d), act()) for _ in range(n)])
+def blind(r):
+    "The layer from which on the items are said to be alike, or None"
+    return next((m[1] for o in r.notes if (m := re.match(r'from (\S+) on, all items of the batch give nearly the same', o))), None)
+
+def true_spread(model, xb, name):
+    "The std from item to item over that of all values of a layer, from all of them in float64"
+    seen = outputs(model, nn.Linear, xb)[name]
+    return (seen.var(0).mean()/seen.var()).sqrt().item()
+
+@pytest.mark.parametrize('d', [48, 256])
+def test_where_the_items_become_alike(d):
+    "The first layer at which less than a millionth is left of what an item has of its own; a sample tells it within a factor of 2"
+    m,x = deep(d=d),torch.randn(64,d)
+    for f in (init_stats, lsuv_):
+        first = blind(r := f(m, x))
+        before = f'{int(first[:-2])-1}.0'
+        assert true_spread(m, x, first)<2e-6 and true_spread(m, x, before)>5e-7 and len(r.notes)==1
+    assert (r.df.status=='ok').all() # no word tells it
+    r = lsuv_(m, x, center='channel')
+    assert r.notes==[] and true_spread(m, x, '19.0')>0.9 # the remedy works
+
+@pytest.mark.parametrize('n,act', [(5, nn.Sigmoid), (20, nn.Tanh), (8, nn.ReLU)])
+def test_items_that_are_not_alike(n, act):
+    m,x = deep(n, act=act),torch.randn(64,64)
+    assert blind(init_stats(m, x)) is None and blind(lsuv_(m, x)) is None
+
+class Heads(nn.Module):
+    "A deep part whose items are alike, and what comes after it"
+    def __init__(self, then): super().__init__(); self.body,self.head,self.then = deep(),nn.Linear(64,64),then
+    def forward(self, x): return self.then(self, x, self.body(x))
+
+def test_alike_up_to_the_end():
+    "A branch that gives the same for all is no matter where another goes on; what has no items, or too few values, says nothing"
+    x = torch.randn(32,64)
+    assert blind(init_stats(Heads(lambda m, x, o: m.head(o)), x))
+    assert blind(init_stats(Heads(lambda m, x, o: m.head(x+o)), x)) is None
+    assert blind(init_stats(Heads(lambda m, x, o: m.head(x[:5])), x)) # the last that has the items is the body's
+    assert blind(init_stats(nn.Sequential(deep(), nn.Linear(64,1)), x)) # likewise
+    assert blind(init_stats(nn.Sequential(nn.Linear(64,7), deep(20, 7)), x)) is None
+
+@pytest.mark.parametrize('x', [torch.ones(32,64), torch.ones(1,64).expand(32,-1), torch.randn(3,64), torch.randn(1,64), torch.randn(64)], ids=['ones','expanded','3','1','no batch'])
+def test_inputs_that_tell_nothing(x): assert blind(init_stats(deep(), x)) is None
+
+def test_inputs_that_are_nearly_alike():
+    "Relative to how alike they were before"
+    x,m = torch.randn(1,64) + 1e-7*torch.randn(32,64),deep(2, act=nn.Tanh)
+    assert true_spread(m.double(), x.double(), '1.0')<1e-6 and blind(init_stats(m, x.double())) is None
+
+def test_tokens_images_and_16_bits():
+    words = nn.Sequential(nn.Embedding(50,64), deep())
+    assert blind(init_stats(words, torch.randint(0, 50, (32,5)))) and blind(init_stats(words, torch.full((32,5), 3))) is None
+    conv = nn.Sequential(*[nn.Sequential(nn.Conv2d(4,4,3,padding=1), nn.Sigmoid()) for _ in range(20)])
+    for x in (torch.randn(8,4,9,9), torch.randn(8,4,9,9).to(memory_format=torch.channels_last)): assert blind(init_stats(conv, x))
+    assert blind(init_stats(deep().bfloat16(), torch.randn(32,64).bfloat16()))

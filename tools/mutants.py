@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 #: Module → tests that know it, besides its notebook; the quick ones first
 TESTS = {
-    'tensors': 'acts accuracy models', 'layers': 'layers lsuv models properties', 'acts': 'acts lsuv models', 'gains': 'acts models', 'rng': 'probe batch', 'state': 'probe lsuv', 'misfit': 'probe truth', 'probe': 'probe lsuv models lifecycle', 'pool': 'pool distributed',
+    'tensors': 'acts accuracy models', 'layers': 'layers lsuv models properties', 'acts': 'acts lsuv models', 'gains': 'acts models', 'rng': 'probe batch', 'state': 'probe lsuv', 'misfit': 'warnings probe truth', 'probe': 'probe lsuv models lifecycle', 'pool': 'pool distributed',
     'stats': 'stats accuracy lsuv models', 'status': 'report charts truth', 'report': 'report charts lsuv models', 'fill': 'schemes models', 'schemes': 'schemes models properties lifecycle', 'branches': 'branches residual',
     'correction': 'correction lsuv models truth', 'at_activation': 'activation lsuv models truth', 'passes': 'passes options lsuv truth', 'lsuv': 'options lsuv models truth', 'looks': 'charts', 'metrics': 'charts', 'plot': 'charts', 'learner': 'options batch trained', 'page': 'charts',
     'loaders': 'batch', 'batch': 'batch lifecycle', 'recheck': 'batch', 'trained': 'trained lifecycle', 'watched': 'watch charts', 'watch': 'watch charts', 'compare': 'compare', 'copies': 'compare',

@@ -11,7 +11,8 @@ __all__ = ['new_learner', 'run_cell', 'processor', 'run_experiment']
 from fastai.vision.all import *
 from fastprogress.fastprogress import progress_bar
 from importlib.metadata import version
-import gc, platform, warnings
+import gc, platform
+from ..misfit import *
 from ..callback import *
 from .data import *
 from .models import *
@@ -49,8 +50,8 @@ def _has_bfloat16()->bool: # None of torch's public functions tells
 def _check_amp(device):
     "Warn where bfloat16 costs time instead of saving it"
     if device.type=='cpu' and not _has_bfloat16():
-        warnings.warn('this processor has no instructions for bfloat16: training takes about ten times as long as in '
-                      'float32. Train in float32: --no-amp, or amp = no in the settings', stacklevel=3)
+        warn_user('this processor has no instructions for bfloat16: training takes about ten times as long as in '
+                  'float32. Train in float32: --no-amp, or amp = no in the settings')
 
 # %% ../../nbs/23_article_runs.ipynb #f9807079
 def _save(path, write):

@@ -176,7 +176,8 @@ def wait(self:InitCallback,
 )->None:
     "Initialize at the first training batch, after all other callbacks"
     self.late,self.order = why,self.order+1000
-    self.was = remember(self.learn.model),known_of(self.learn).given,{id(p) for p in self.learn.model.parameters() if p.requires_grad}
+    trainable = {id(p) for p in self.learn.model.parameters() if p.requires_grad}
+    self.was = remember(self.learn.model),known_of(self.learn).given,trainable
 
 @patch
 def notice_old_weights(self:InitCallback)->None:

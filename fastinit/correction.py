@@ -195,7 +195,8 @@ def first_call(self:Correction, n:str, again:Callable, o:Any)->Any:
         return
     self.todo.remove(n)
     if self.saved is not None:
-        bad = self.is_off(n, float(sd), float(_size(mean))) if self.is_off else n in self.named and self.error(n, sd, mean)>5e-4
+        if self.is_off: bad = self.is_off(n, float(sd), float(_size(mean)))
+        else: bad = n in self.named and self.error(n, sd, mean)>5e-4
         return self.careful(n, again, sd, mean) if bad else self.corrected(n, o, again)
     change = self.correct(n, o, sd, mean)
     self.done[n] = Step(mean, sd, change)

@@ -143,7 +143,7 @@ def _plain_subs(acts):
 def lsuv_(
     model:nn.Module, # Changed in place; on any error restored bit for bit
     *xb, # One batch of the model's inputs
-    pre:str|Callable|None='kaiming', # Draws the weights: one of `schemes` ('orthogonal' is the paper's); None keeps them
+    pre:str|Callable|None='kaiming', # Draws the weights, one of `schemes` ('orthogonal': the paper); None keeps them
     std:float=1., # Target std
     center:bool|str=True, # Also bring the mean to 0, where there is a bias (fastai course)? 'channel': of each channel
     at:str='layer', # Correct the output of the 'layer', or of the 'activation' that follows it

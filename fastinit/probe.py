@@ -193,6 +193,8 @@ def _culprit(e, names):
         inner = where
     return 'the model',False
 
+def _shape(o): return str(tuple(o.shape)) if isinstance(o, Tensor) and not o.is_nested else type(o).__name__
+
 def forward(
     model:nn.Module, # Called once
     *xb, # Its inputs
@@ -205,7 +207,7 @@ def forward(
         who,ours = _culprit(e, layer_names(model))
         if ours and not isinstance(e, torch.cuda.OutOfMemoryError): raise InitError(
             f'fastinit itself failed at {who}: {first_line(e)}. The model is as it was; please report this') from e
-        shapes = ', '.join(str(tuple(o.shape)) if isinstance(o, Tensor) and not o.is_nested else type(o).__name__ for o in xb)
+        shapes = ', '.join(map(_shape, xb))
         raise InitError(f'{who} failed on a batch of shape {shapes}: {first_line(e)}. '
                         f'The model is as it was; {remedy_for_batch(model, xb, e)}') from e
 

@@ -143,8 +143,10 @@ def _beyond(self:InitReport, names):
 def counts(self:InitReport)->str: # Such as '54 layers: 5 vanishing (first: 4.convpath.1.0), 49 ok'
     "How many layers there are of each status, the worst first"
     words = {k:s.words for k,s in statuses.items()}
-    parts = [f'{len(ns)} {words.get(k, k)}' + f' (first: {ns[0]})'*(k not in ('ok','zero')) +
-             (self._beyond(ns) if k in self.left.values() else '') for k,ns in self.by_status.items() if k!='off target']
+    def _part(k, ns):
+        where = f' (first: {ns[0]})' if k not in ('ok','zero') else ''
+        return f'{len(ns)} {words.get(k, k)}{where}' + (self._beyond(ns) if k in self.left.values() else '')
+    parts = [_part(k, ns) for k,ns in self.by_status.items() if k!='off target']
     return f"{len(self)} layer{'s'*(len(self)!=1)}" + ': '*bool(parts) + ', '.join(parts)
 
 def with_steps(
@@ -233,8 +235,8 @@ def alike_note(
     there = ((r.layer,item_spread(r.items).item()) for r in reversed(mine)) # mostly of one only
     same = list(takewhile(lambda o: o[1]<least*here, there))
     if not same: return []
-    return [f'from {same[-1][0]} on, all items of the batch give nearly the same (from item to item '
-            f'{short_number(same[0][1])} of the std): the network does not see its input. '
+    return [f'from {same[-1][0]} on, the output hardly differs between the items of the batch (by '
+            f'{short_number(same[0][1])} of its std): the network does not see its input. '
             "LSUV with center='channel' takes out what they have in common, as batch normalization does"]
 
 def frame(
@@ -256,7 +258,8 @@ def unknown_note(
     "What an initialization passed over: attention's own weights, and those of modules whose type it does not know."
     unknown = unknown_weights(model)
     if not unknown: return []
-    mods,changed = {n:m for m,n in layer_names(model).items()},was.changed([p for _,ws,_ in unknown.values() for p in ws])
+    mods = {n:m for m,n in layer_names(model).items()}
+    changed = was.changed([p for _,ws,_ in unknown.values() for p in ws])
     same = {n:(t, sum(id(p) not in changed for p in ws), can) for n,(t,ws,can) in unknown.items()}
     found = {n:o for n,o in same.items() if o[1]}
     attention = [n for n in found if isinstance(mods[n], nn.MultiheadAttention)]

@@ -157,8 +157,8 @@ def _first_groups(groups):
 def pretrained_params(
     learn:Learner, # Any
 )->set: # Ids
-    """The parameters of the model of a pretrained Learner that came so: all but the last group of its optimizer, or else
-    of its splitter."""
+    """The parameters of a pretrained Learner's model that came so: all but the last group of its optimizer, or else of
+    its splitter."""
     if not vars(learn).get('pretrained'): return set()
     model = unwrap(learn.model)
     mine = {id(p) for p in model.parameters()}

@@ -108,7 +108,7 @@ class WatchCallback(Callback):
         return _StepStats(unwrap(self.model), self.include_paramless)
 
     def after_pred(self)->None:
-        "See what is known before the first step; begin anew where what was watched is of another model, or initialization"
+        "See what is known before the first step; begin anew for another model, or another initialization"
         if not self.on: return
         self.step_stats.predicted = True
         report = report_of(self.learn)

@@ -31,14 +31,15 @@ def _column(vals, device):
     return torch.stack([torch.as_tensor(v, dtype=torch.float, device=device) for v in vals])
 
 def _together(pool, ns, values, loss):
-    "(n, values, loss) of all processes, from those of this one: `ns` has one row per layer, `values` one column per statistic"
+    "(n, values, loss) of all processes; `ns` has one row per layer, `values` one column per statistic"
     parts = torch.tensor(pool.gather(torch.cat([ns[:,None], values], -1).double()))
     ns,(mean,std,near,grad) = parts[...,0],parts[...,1:].unbind(-1)
     n = ns.sum(0)
     def _mean(v): return torch.where(ns>0, ns*v, 0.).sum(0)/n # some processes may not have called the layer
     m = _mean(mean)
     var = torch.where(ns>0, (ns-1)*std**2 + ns*(mean-m)**2, 0.).sum(0)/(n-1)
-    return n,torch.stack([m, var.sqrt(), _mean(near), _mean(grad**2).sqrt()], -1),np.mean(pool.gather(loss.detach().double().mean()))
+    values = torch.stack([m, var.sqrt(), _mean(near), _mean(grad**2).sqrt()], -1)
+    return n,values,np.mean(pool.gather(loss.detach().double().mean()))
 
 class Watched:
     """What every layer gave over the first training steps.
@@ -57,8 +58,7 @@ class Watched:
     def __len__(self): return len(self.steps)
     def __repr__(self): return self.summary
     def __getstate__(self):
-        steps = [(names, ns.cpu(), vs.cpu()) for names,ns,vs in self.steps]
-        return {**self.__dict__, 'steps':steps, 'losses':list(self.loss)}
+        return {**vars(self), 'steps':[(o, ns.cpu(), vs.cpu()) for o,ns,vs in self.steps], 'losses':list(self.loss)}
 
     def add(self,
         rows:dict, # Dotted name → type, shape, mean, std, near_zero, grad_std of a layer, in order of execution

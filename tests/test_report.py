@@ -260,7 +260,7 @@ def test_a_reason_hides_no_nan_and_no_bias():
 def deep(n=20, d=64, act=nn.Sigmoid): return nn.Sequential(*[nn.Sequential(nn.Linear(d,d), act()) for _ in range(n)])
 def blind(r):
     "The layer from which on the items are said to be alike, or None"
-    return next((m[1] for o in r.notes if (m := re.match(r'from (\S+) on, all items of the batch give nearly the same', o))), None)
+    return next((m[1] for o in r.notes if (m := re.match(r'from (\S+) on, the output hardly differs between the items of the batch', o))), None)
 
 def true_spread(model, xb, name):
     "The std from item to item over that of all values of a layer, from all of them in float64"

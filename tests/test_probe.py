@@ -5,6 +5,7 @@ from copy import deepcopy
 from types import SimpleNamespace
 import numpy as np, pytest, torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from fastinit.acts import GeneralReLU
 from fastinit.all import init_stats, lsuv_
 from conftest import Unchanged
@@ -58,16 +59,36 @@ def test_saved_parameters_whose_data_was_replaced():
     saved.restore()
     assert p.tolist()==[0,1,2,3] and p.data_ptr()==place
 
+class Writes(TorchDispatchMode):
+    "How often torch copies into a tensor"
+    n = 0
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.n += func is torch.ops.aten.copy_.default
+        return func(*args, **(kwargs or {}))
+
 def test_values_that_did_not_change_are_not_written():
     "They may lie in a file that cannot be written"
-    a = np.arange(3.)
-    a.flags.writeable = False
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore') # torch says once in a process that it cannot be written
-        t = torch.from_numpy(a)
-    saved,version = Saved([t]),t._version
-    saved.restore()
-    assert t._version==version and t.tolist()==[0,1,2]
+    a,b = torch.arange(3.),torch.ones(2)
+    saved,backs = Saved([a, b]),backs_of([a, b])
+    with Writes() as writes: saved.restore()
+    assert writes.n==0
+    a += 1
+    with Writes() as writes: saved.restore()
+    assert writes.n==1 and a.tolist()==[0,1,2]
+    a += 1
+    with Writes() as writes:
+        for f in backs: f()
+    assert writes.n==1 and a.tolist()==[0,1,2]
+
+def test_which_values_changed():
+    "Of those asked about; what was not saved counts as unchanged, NaN as what it was"
+    a,b,c = torch.ones(2),torch.tensor([nan,1.]),torch.zeros(3)
+    saved = Saved([a, b])
+    assert saved.changed([a, b, c])==set()
+    a[1],c[0] = 2,2
+    assert saved.changed([a, b, c])=={id(a)} and saved.changed([b])==set()
+    b[1] = nan
+    assert saved.changed(iter([a, b]))=={id(a),id(b)}
 
 @pytest.mark.parametrize('error', [ValueError, KeyboardInterrupt, SystemExit, None])
 @pytest.mark.parametrize('keep', [True, False])
@@ -145,6 +166,7 @@ CHANGES = {
     'strided': (lambda m: m.v.zero_(), lambda: torch.arange(12.).view(3,4).t()[::2]), 'empty': (lambda m: m.v.resize_(3).fill_(1), lambda: torch.ones(0)),
     'array': (lambda m: m.v.__iadd__(1), lambda: np.ones(3)), 'list': (lambda m: m.v.append(2), lambda: [1]), 'dict': (lambda m: m.v.update(b=2), lambda: {'a':1}),
     'dict emptied': (lambda m: m.v.clear(), lambda: {'a':1}), 'set': (lambda m: m.v.add(5), lambda: {1,2}), 'deque': (lambda m: m.v.append(2), lambda: deque([1], maxlen=2)),
+    'empty matrix': (lambda m: m.v.resize_(3).fill_(1), lambda: torch.ones(3,0)), 'item of a list': (lambda m: m.v.__setitem__(0, 2), lambda: [1,1]), 'key of a dict': (lambda m: m.v.update(b=m.v.pop('a')), lambda: {'a':1}),
     'list of tensors': (lambda m: m.v[0].zero_(), lambda: [torch.ones(2)]), 'dict of lists': (lambda m: m.v['a'].append(1), lambda: {'a':[0]}),
     'tuple of tensors': (lambda m: m.v[1].zero_(), lambda: (1,torch.ones(2))), 'object': (lambda m: setattr(m.v, 'a', 2), deep), 'new attribute': (lambda m: setattr(m.v, 'z', 2), deep),
     'object in an object': (lambda m: m.v.inner.t.zero_(), deep), 'list in an object': (lambda m: m.v.inner.items.append(2), deep),
@@ -161,6 +183,21 @@ def test_attributes_come_back(kind):
     assert m.v is obj and plain(m.v)==before==plain(make())
     m(x)
     assert plain(m.v)!=before # the change is one that shows
+
+def test_tensors_of_other_layouts():
+    "They come back, and what is in them is left"
+    for make in (lambda: torch.eye(2).to_sparse(), lambda: torch.ones(2, device='meta'), lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])):
+        m = Stateful(lambda m: setattr(m, 'v', 3), v=make())
+        v = m.v
+        with probing(m, x := torch.randn(4,3)): m(x)
+        assert m.v is v
+
+def test_an_object_that_holds_itself():
+    o = SimpleNamespace(a=1)
+    o.me = o
+    m = Stateful(lambda m: setattr(m.v, 'a', 2), v=o)
+    with probing(m, x := torch.randn(4,3)): m(x)
+    assert m.v is o is o.me and o.a==1
 
 def test_expanded_memory_is_put_back():
     t = torch.ones(1)
@@ -189,6 +226,11 @@ def test_parameters_come_back():
     assert m.lin.weight.equal(was)
     with probing(m, x, but=[m.lin.weight]): m(x)
     assert m.lin.weight.equal(2*was)
+
+def test_a_parameter_that_no_module_knows_comes_back():
+    m = Stateful(lambda m: m.v[0].data.mul_(2), v=[nn.Parameter(torch.ones(2))])
+    with probing(m, x := torch.randn(4,3)): m(x)
+    assert m.v[0].tolist()==[1,1] and m.v[0].requires_grad
 
 def test_what_is_made_in_the_forward_is_taken_away():
     def change(m):

@@ -133,6 +133,11 @@ class _Between(nn.Module):
 
 def _between(f, **parts): return auto_gains(_Between(f, **parts))['b']
 
+def test_activations_of_nearly_one_gain():
+    "Side by side: to a millionth they are one; half a percent apart the gain is 1"
+    def _two(a): return _between(lambda m,h: torch.cat([F.leaky_relu(h[:,:3], 0.1), F.leaky_relu(h[:,3:], a)], 1))
+    assert _two(0.1)==pytest.approx(math.sqrt(2/1.01), rel=1e-5)==_two(0.1+2e-6) and _two(0.01)==1==_two(0.1001)
+
 def _unit(act, n=2_000_001):
     "1/√E[act(z)²], by a plain sum over many steps"
     z = torch.linspace(-12, 12, n, dtype=torch.double)

@@ -586,3 +586,8 @@ def test_a_callback_draws_what_the_scheme_alone_would(scheme):
     kaiming_(alone)
     ratio = m[0].weight/alone[0].weight
     assert torch.allclose(ratio, ratio[0,0].expand_as(ratio), rtol=1e-5) and (scheme=='lsuv' or ratio[0,0]==1)
+
+def test_names_without_underscores_at_their_ends():
+    "At the front one would hide a line from a legend; those inside stay"
+    def _my_own_(model): pass
+    assert scheme_name(_my_own_)=='my_own' and scheme_name(partial(_my_own_, a=1))=='my_own(a=1)' and scheme_name(kaiming_)=='kaiming'

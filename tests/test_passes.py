@@ -172,6 +172,38 @@ def test_a_trial_after_which_another_layer_overflows_is_none():
     assert n==5 and not r['a'].converged and r['a']['std']==pytest.approx(stds(m, 3*x)['a'], rel=1e-4) and r['e'].status=='exploding' and math.isfinite(r['e']['std'])
     assert torch.allclose(m.a.weight, w/r['a'].std_before, rtol=1e-5)
 
+class Falling(Exploding):
+    "Half the weight gives twice the output"
+    def forward(self, x): return self.e(self.a(x/self.a.weight.std()**2))
+
+def test_another_layer_overflows_after_the_trial_outside_of_a_pass():
+    torch.manual_seed(0)
+    m = Falling()
+    w = m.a.weight.detach().clone()
+    xs = x*(0.85/stds(m)['a']) # 0.85, after the first correction 0.85²; then in vain 0.85⁴, and outside 1
+    with pytest.warns(UserWarning, match='did not reach std 1'): n,r = counted(m, xs, pre=None)
+    assert n==6 and r['a']['std']==pytest.approx(0.85**2, rel=1e-3)==stds(m, xs)['a'] and not r['a'].converged and math.isfinite(r['e']['std'])
+    assert torch.allclose(m.a.weight, w/r['a'].std_before, rtol=1e-5)
+
+class Grown(nn.Module):
+    "A branch whose last weight the forward sets once, as from a table, before it predicts"
+    def __init__(self):
+        super().__init__()
+        self.a,self.b,self.c,self.ready = nn.Linear(30,30),nn.Linear(30,30),nn.Linear(30,30),False
+    def forward(self, x):
+        if not (self.training or self.ready):
+            with torch.no_grad(): self.c.weight.add_(0.1)
+            self.ready = True
+        x = self.a(x)
+        return x + self.c(self.b(x).relu())
+
+def test_a_branch_that_the_forward_fills():
+    "It cannot be silent; the report says what it gives"
+    torch.manual_seed(0)
+    m = Grown()
+    with pytest.warns(UserWarning, match='did not reach'): r = lsuv_residual_(m, x)
+    assert 0.1<r['c']['std']==pytest.approx(stds(m)['c'], rel=1e-3) and not r['c'].converged and r['b'].converged
+
 GATES = dict(sigmoid=nn.Sigmoid, hardsigmoid=nn.Hardsigmoid)
 @pytest.mark.parametrize('gate', GATES)
 @pytest.mark.parametrize('seed', range(6))
@@ -269,9 +301,10 @@ class Thrice(nn.Module):
         for _ in range(2): x = F.linear(x, self.l.weight)
         return torch.tanh(self.l(x))
 
+@pytest.mark.parametrize('seed', range(6))
 @pytest.mark.parametrize('options', [{},dict(at='activation')])
-def test_what_a_further_pass_makes_much_worse_goes_back(options):
-    torch.manual_seed(0)
+def test_what_a_further_pass_makes_much_worse_goes_back(options, seed):
+    torch.manual_seed(seed)
     m,xs = nn.Sequential(Thrice(), Thrice(), Thrice(), nn.Linear(16,4)),torch.randn(32,16)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')

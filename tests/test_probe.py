@@ -10,6 +10,7 @@ from fastinit.acts import GeneralReLU
 from fastinit.all import init_stats, lsuv_
 from conftest import Unchanged
 from fastinit.probe import InitError, all_modules, forward, probing, rerun, same_bits, unmoved_rng
+from fastinit.rng import own_draws
 from fastinit.state import Saved, all_or_nothing, backs_of
 
 nan = float('nan')
@@ -131,6 +132,26 @@ def test_random_states_of_devices(monkeypatch, many, started):
         assert device.now==('moved' if started is False else states)
         device.now = 'moved'
     assert device.now==('moved' if started is False else states)
+
+def test_own_draws():
+    "They follow from torch's state and the first values of the parameters alone, and move nothing"
+    def draws(): return [random.random(), np.random.rand(), torch.rand((), device='cpu').item()]
+    def own(*ps):
+        with own_draws(ps): return draws()
+    p,q = nn.Parameter(torch.tensor([3.,4.])),nn.Parameter(torch.tensor([5.,4.]))
+    a = own(p)
+    assert own(p)==a==own(p, nn.Parameter(torch.ones(3,0)), torch.eye(2).to_sparse()) # without a first value
+    random.seed(1); np.random.seed(1)
+    assert own(p)==a and not any(u==v for u,v in zip(own(q), a))
+    with torch.device('meta'): assert own(p)==a
+    state = torch.get_rng_state()
+    with unmoved_rng() as back: # the caller decides
+        free = draws()
+        back()
+        assert own(p)==free
+    assert own(p)==a and torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(1)
+    assert not any(u==v for u,v in zip(own(p), a))
 
 # State
 

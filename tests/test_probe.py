@@ -577,6 +577,22 @@ def test_hidden_modules_are_left_alone_too(training):
     assert [t.training for t in m.all()]==[True,False,True,True]
     for t,was in zip(m.all(), states): assert all(torch.equal(v, was[k]) for k,v in t.state_dict().items())
 
+def test_modules_hidden_in_hidden_ones():
+    "In a tuple, a list, a dict, an attribute; each within the last, and named by the way to it"
+    m,inner = nn.Linear(3,3),[nn.Linear(3,3) for _ in range(4)]
+    m.t = (inner[0],)
+    inner[0].l,inner[1].d = [inner[1]],{'k':inner[2]}
+    inner[2].__dict__['o'] = inner[3]
+    names = all_modules(m)
+    assert [names[o] for o in inner]==['t','t.l','t.l.d','t.l.d.o'] and len(names)==5
+
+def test_inputs_without_a_first_dimension():
+    "The size of the batch is that of another"
+    m,x = nn.BatchNorm1d(3),torch.randn(4,3)
+    with probing(m, torch.tensor(2.), x) as probe: m(x)
+    assert probe.notes==[]
+    assert 'failed on a batch of shape Tensor, (4, 3): nested' in said(Fails(RuntimeError('nested')), torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), x)
+
 def test_a_compiled_module_inside_gets_no_attribute():
     m = nn.Sequential(torch.compile(nn.Linear(4,3), backend='eager'))
     had = set(vars(m[0]))

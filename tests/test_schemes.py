@@ -566,10 +566,11 @@ def test_biases_of_which_nothing_is_said():
     assert lsuv_(m, x).notes==[]
     m,x = detector()
     assert lsuv_(m, x, layers='0').notes==[] and (m[2].bias==-4.6).all()
-    m,x = detector()
-    nn.init.constant_(m[2].bias, 0.01)
-    assert lsuv_(m, x).notes==[]
-    deep = nn.Sequential(*[o for _ in range(4) for o in (nn.Linear(16,16), nn.ReLU())])
+    for value,notes in ((0.09,0), (0.11,1)):
+        m,x = detector()
+        nn.init.constant_(m[2].bias, value)
+        assert len(lsuv_(m, x).notes)==notes
+    deep = nn.Sequential(*[o for _ in range(3) for o in (nn.Linear(16,16), nn.ReLU())])
     for _ in range(2): assert lsuv_(deep, x).notes==[]
     assert deep[0].bias.unique().numel()==1
 

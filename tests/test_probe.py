@@ -1,6 +1,6 @@
 "A pass that leaves no trace: each kind of state, each mode, each random generator; and what an error says"
 import builtins, math, random, warnings
-from collections import OrderedDict, deque
+from collections import OrderedDict, UserDict, deque
 from copy import deepcopy
 from types import SimpleNamespace
 import numpy as np, pytest, torch
@@ -10,6 +10,7 @@ from fastinit.acts import GeneralReLU
 from fastinit.all import init_stats, lsuv_
 from conftest import Unchanged
 from fastinit.probe import InitError, all_modules, forward, probing, rerun, same_bits, unmoved_rng
+from fastinit.misfit import check_number, first_line, remedy_for_batch
 from fastinit.rng import own_draws
 from fastinit.state import Saved, all_or_nothing, backs_of
 
@@ -443,6 +444,31 @@ def test_what_to_do_about_dtypes():
         if not isinstance(m, nn.LSTM): assert to_do(m.to(torch.bfloat16), *[x]*(1+isinstance(m, nn.Bilinear)))=='the weights are torch.bfloat16: pass `x.to(torch.bfloat16)`', m
     embeds = nn.Sequential(nn.Embedding(5,3), nn.Linear(3,2).double())
     assert to_do(embeds, torch.ones(2,3))=='pass integers to an embedding: `x.long()`' and to_do(embeds, torch.tensor([1]))=='pass a batch that fits it'
+
+def test_numbers_that_fit():
+    "Finite, and within the bound, which is named where there is one"
+    def wrong(v, **kwargs):
+        try: check_number('n', v, **kwargs)
+        except ValueError as e: return str(e).partition(': must be a ')[2]
+    assert wrong(0)==wrong(-1.)==wrong(nan)==wrong(math.inf)==wrong('1')==wrong(None)=='number over 0' and wrong(1e-9) is None
+    assert wrong(0, least=0) is wrong(-5, least=-math.inf) is wrong(3, whole=True) is None and wrong(-1, least=0)=='number, 0 or more'
+    assert wrong(nan, least=-math.inf)=='number' and wrong(3., whole=True)=='whole number over 0'
+
+def test_which_remedy_comes_first():
+    "What is no batch; what is too many; the device before the dtype; and a dtype only where the error is about one"
+    lin,x,about = nn.Linear(3,2),torch.ones(4,3),RuntimeError('expected dtype')
+    fits = 'pass a batch that fits it'
+    for o,word in (([],'pass the parts'), ([True],'pass the parts'), ([4,3],'this is a shape'), (UserDict(ids=x),"batch['ids']"), ({},"batch['x']")):
+        assert word in remedy_for_batch(lin, (o,), about), o
+    many = TypeError('forward() takes 2 positional arguments but 4 were given')
+    assert remedy_for_batch(lin, (3, x, x), many)=='pass the inputs of the model alone: leave out the targets' and remedy_for_batch(lin, (x, 3), many).startswith('3 is no input')
+    assert remedy_for_batch(lin, (x,), RuntimeError('positional argument'))==fits
+    assert remedy_for_batch(lin, (x.double().to('meta'),), about).startswith('the model is on cpu') and remedy_for_batch(lin, (x.double(),), about)=='the weights are torch.float32: pass `x.float()`'
+    assert remedy_for_batch(lin, (x.double(),), RuntimeError('of another shape'))==fits==remedy_for_batch(lin, (x.cfloat(),), about)==remedy_for_batch(nn.EmbeddingBag(5,3), (x.long(),), about)
+    lin.register_parameter('ids', nn.Parameter(torch.arange(3), requires_grad=False))
+    for k in ('weight','bias'): lin._parameters[k] = lin._parameters.pop(k) # behind it
+    assert next(lin.parameters()).dtype==torch.long and 'torch.float32' in remedy_for_batch(lin, (x.double(),), about)
+    assert first_line(TypeError('f() got a str, but expected one of:\n * (Tensor input)'))=='f() got a str'
 
 def test_one_line_of_the_error():
     "Not all signatures that a function of torch has; of TorchScript what went wrong; all of it is in the cause"

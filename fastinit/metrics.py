@@ -63,7 +63,7 @@ def plot_lr_range(
         x = g.index*1.03**(i-(len(names)-1)/2) # side by side, so that the bars can be told apart
         ax.errorbar(x, g['mean'], [g['mean']-g['min'], g['max']-g['mean']], color=c, lw=1.5,
                     ls=dashes.get(k, '-'), elinewidth=1, marker='o', ms=4, label=as_label(k))
-        best = g['mean'].dropna().sort_values(ascending=lowest, kind='stable')[:1]
+        best = g['mean'].dropna().sort_values(ascending=lowest, kind='stable').head(1) # `[:1]` goes by rate in pandas 2
         if len(best): ax.plot(x[g.index==best.index[0]], best, color=c, marker='*', ms=12, mec='white', zorder=5)
     ax.set_xscale('log')
     ax.set_xticks(rates := sorted(results.lr.unique()), [f'{o:g}' for o in rates]); ax.minorticks_off()

@@ -68,7 +68,7 @@ def _for_batch(o):
         return 'pass one batch of it, without the targets: `x,y = next(iter(loader))`, then x'
 
 # %% ../nbs/03_misfit.ipynb #c3f10008
-_about_dtypes = r"dtype|datatype|scalar type|type \(|Type promoting|not implemented for '"
+_about_dtypes = r"dtype|datatype|scalar type|the type |type \(|Type promoting|not implemented for '"
 
 def _for_dtype(model, xb, text):
     "What to do if the error `text` is about dtypes, and the batch has others than the weights; else None"

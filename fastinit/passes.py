@@ -183,7 +183,7 @@ def _power(before, now):
     scales = float(before.step.change.scale),float(now.step.change.scale)
     if not all(v>0 for v in (*scales, before.aimed, now.aimed)) or scales[0]==scales[1]: return 1.
     power = math.log(now.aimed/before.aimed)/math.log(scales[1]/scales[0])
-    return power if 0.5<abs(power)<4 else 1.
+    return power if abs(power)>0.5 else 1.
 
 @patch
 def scale_outside(self:Passes, row, power):

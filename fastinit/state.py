@@ -67,7 +67,7 @@ def all_or_nothing(
 # %% ../nbs/02_state.ipynb #202f9017
 def _tensor_back(t, depth, but):
     "A function that puts the values of `t` back, unless it lies in the memory of one of `but`"
-    if isinstance(t, nn.Parameter) or t.layout!=torch.strided or t.is_nested or t.is_meta or _touches(t, but): return
+    if t.layout!=torch.strided or t.is_nested or t.is_meta or _touches(t, but): return
     if t.is_quantized: return partial(t.copy_, t.clone())
     same,n = t.detach(),1 + sum((k-1)*d for k,d in zip(t.shape, t.stride())) if t.numel() else 0
     memory = same.as_strided((n,), (1,)) # of an expanded tensor too, whose values cannot be written
@@ -100,7 +100,7 @@ def _items_back(o, depth, but):
     inner = _backs(was, but, depth)
     def _back():
         now = list(o)
-        if kind is not tuple and not (len(now)==len(was) and all(a is b for a,b in zip(now, was))):
+        if not (len(now)==len(was) and all(a is b for a,b in zip(now, was))): # never of a tuple
             kind.clear(o)
             (kind.update if kind is set else kind.extend)(o, was)
         for f in inner: f()

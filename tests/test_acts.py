@@ -133,6 +133,11 @@ class _Between(nn.Module):
 
 def _between(f, **parts): return auto_gains(_Between(f, **parts))['b']
 
+def test_activations_of_nearly_one_gain():
+    "Side by side: to a millionth they are one; half a percent apart the gain is 1"
+    def _two(a): return _between(lambda m,h: torch.cat([F.leaky_relu(h[:,:3], 0.1), F.leaky_relu(h[:,3:], a)], 1))
+    assert _two(0.1)==pytest.approx(math.sqrt(2/1.01), rel=1e-5)==_two(0.1+2e-6) and _two(0.01)==1==_two(0.1001)
+
 def _unit(act, n=2_000_001):
     "1/√E[act(z)²], by a plain sum over many steps"
     z = torch.linspace(-12, 12, n, dtype=torch.double)
@@ -224,7 +229,7 @@ def test_randomized_relu():
 @pytest.mark.parametrize('f,gain', [
     (lambda m,h: F.prelu(h, m.p), math.sqrt(2/1.25)), (lambda m,h: h.prelu(m.p), math.sqrt(2/1.25)), (lambda m,h: F.leaky_relu(h, m.s.item()), math.sqrt(2/1.09)),
     (lambda m,h: h.clamp(min=0), math.sqrt(2)), (lambda m,h: torch.clamp(h, 0), math.sqrt(2)), (lambda m,h: h.clamp_min(m.s-0.3), math.sqrt(2)), (lambda m,h: torch.maximum(h, m.s*0), math.sqrt(2)),
-    (lambda m,h: h.abs(), 1.), (lambda m,h: h*h, 3**-0.5), (lambda m,h: F.threshold(h, 0.1, 0.1), _unit(nn.Threshold(0.1, 0.1))), (lambda m,h: F.softplus(h, beta=m.s), _unit(nn.Softplus(0.3)))], ids=map(str, range(11)))
+    (lambda m,h: h.abs(), 1.), (lambda m,h: h*h, 3**-0.5), (lambda m,h: F.threshold(h, 0.1, 0.1), _unit(nn.Threshold(0.1, 0.1))), (lambda m,h: F.elu(h, alpha=m.s), _unit(nn.ELU(0.3)))], ids=map(str, range(11)))
 def test_functions_with_arguments(f, gain):
     "Also of parameters, and of each element though no list names them"
     assert _between(f, p=nn.Parameter(torch.tensor([0.1, 0.7]*3)), s=nn.Parameter(torch.tensor(0.3)))==pytest.approx(gain, rel=1e-5)

@@ -258,7 +258,7 @@ def test_a_loader_in_use_can_be_asked(dl):
     it = iter(learn.dls.train)
     next(it)
     with warnings.catch_warnings():
-        warnings.simplefilter('error')
+        warnings.simplefilter('error', UserWarning)
         learn.init_report()
     fit(learn, 1)
     assert isinstance(batch.training_batch(learn)[0][0], torch.Tensor)

@@ -6,16 +6,19 @@ import matplotlib.pyplot as plt
 from torch import nn
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.hook import ActivationStats
+from fastai.callback.schedule import ParamScheduler
 from fastai.callback.mixup import MixUp
 from fastai.callback.progress import CSVLogger, ProgressCallback
 from fastai.callback.tracker import SaveModelCallback
 from fastai.callback.training import GradientAccumulation
 from fastai.callback.data import PartialDL, WeightedDL
-from fastai.basics import accuracy, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, OptimWrapper, SGD, partial, set_seed
+from fastai.basics import accuracy, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, OptimWrapper, Recorder, SGD, partial, set_seed
 from fastinit.all import *
 from fastinit.batch import first_batch
 from fastinit.compare import InitComparison, plot_losses
+from fastinit.copies import copied
 from fastinit.trained import known_of
+from fastinit.watch import WatchCallback
 
 @pytest.fixture(autouse=True)
 def _quiet():
@@ -507,3 +510,15 @@ def test_every_scheme_is_in_the_legend():
     def _mine(m): kaiming_(m)
     res = learner().compare_inits(['default', _mine], steps=2)
     assert list(res)==['default','mine'] and {'default','mine'}<={t.get_text().split(' ')[0] for f in map(plt.figure, plt.get_fignums()) for o in f.legends for t in o.get_texts()}
+
+def test_what_takes_part_in_a_training():
+    "What initializes, watches, shows or schedules one fit stays out, and what is made of it; all else is copied, with a Recorder of its own"
+    def shows(kind): return type('Shows', (Callback,), dict(__module__=f'fastai.callback.{kind}'))()
+    class OwnStats(ActivationStats): pass
+    out = [OwnStats(), ParamScheduler({}), LSUVCallback(), WatchCallback(), SaveModelCallback(), ProgressCallback(), *map(shows, 'tensorboard wandb comet neptune captum azureml'.split())]
+    def kinds(learn): return sorted(type(o).__name__ for o in learn.cbs)
+    for cb in out:
+        learn = learner(cbs=[Batches(), cb])
+        assert kinds(copied(learn))==kinds(learner(cbs=[Batches()])), cb
+    new = copied(learn)
+    assert new.recorder is not learn.recorder and new.batches is not learn.batches and sum(isinstance(o, Recorder) for o in new.cbs)==1

@@ -95,11 +95,11 @@ def test_constant_in_every_call():
 def test_a_constant_call_and_an_empty_one_are_waited_for():
     class Cell(nn.Module):
         def __init__(self): super().__init__(); self.lin = nn.Linear(30,30)
-        def forward(self, x): return self.lin(x[:0]),self.lin(torch.zeros_like(x)),self.lin(x),self.lin(3*x)
+        def forward(self, x): return self.lin(x[:0]),self.lin(torch.zeros_like(x)),self.lin(torch.zeros_like(x)),self.lin(x),self.lin(3*x)
     m = Cell()
     nn.init.zeros_(m.lin.bias)
     c,outs = corrected(m, x)
-    assert outs[2].std().item()==pytest.approx(1., rel=1e-5) and outs[3].std().item()==pytest.approx(3., rel=0.05) and not c.constant
+    assert outs[3].std().item()==pytest.approx(1., rel=1e-5) and outs[4].std().item()==pytest.approx(3., rel=0.05) and not c.constant and c.speaks=={'lin':2}
     assert not outs[1].any() # as it was before the change
 
 def test_shared_weights_have_one_owner():
@@ -129,8 +129,10 @@ def test_beside_a_large_mean():
     m = nn.Sequential(nn.Linear(30,20)).double()
     m[0].bias.data += 1e5
     m = m.float()
+    was = m[0].weight.detach().clone()
     c,out = corrected(m, x)
     assert out.double().std().item()==pytest.approx(1., rel=1e-5) and abs(out.mean())<1e-5
+    assert torch.allclose(m[0].weight, was*c.done['0'].change.scale, rtol=1e-5) # both corrections together
     assert torch.allclose(m(x), out, atol=1e-5)
 
 # A further pass
@@ -199,6 +201,33 @@ def test_what_a_further_pass_moves_is_corrected_in_it():
     with torch.no_grad(), c.again([], saved, is_off): m(x)
     for p,was in zip(m.parameters(), last): assert p.equal(was)
 
+class InSteps(nn.Linear):
+    "The size of its weight counts in steps of 0.05"
+    def forward(self, x):
+        size = self.weight.norm()
+        return F.linear(x, self.weight*((size/0.05).round()*0.05/size))
+
+def test_what_would_be_further_off_stays():
+    "1.024 would be right and counts as 1; what is off by 1/1.024 counts as 1.05 after a further correction"
+    m = nn.Sequential(InSteps(30,20,bias=False))
+    nn.init.orthogonal_(m[0].weight)
+    with torch.no_grad():
+        xs = x/(F.linear(x, m[0].weight).std()/m[0].weight.norm()*1.024)
+        m[0].weight.mul_(1.024/m[0].weight.norm())
+    saved,was = Saved(m.parameters()),m[0].weight.detach().clone()
+    c = Correction({'0':m[0]}, Moments())
+    c.done['0'] = Step(0., 1/1.024, Affine())
+    with torch.no_grad(), c.again(['0'], saved): out = m(xs)
+    assert c.stuck=={'0'} and m[0].weight.equal(was) and out.std().item()==pytest.approx(1/1.024, rel=1e-4) and float(c.done['0'].change.scale)==1
+
+def test_what_is_to_be_looked_at_in_a_further_pass():
+    "What is named, and what was done; not what was given up, nor what is constant unless it is named, of which nothing is known then"
+    c = Correction({n:nn.Linear(2,2) for n in 'abcd'}, Moments())
+    c.done = {n:Step(1., 0. if n=='c' else 1., Affine()) for n in 'abcd'}
+    c.stuck,c.constant = {'b'},{'c'}
+    assert c.again(['a'], None).todo=={'a','d'} and c.constant=={'c'} and not c.flat
+    assert c.again(['c'], None).todo=={'a','c','d'} and not c.constant and c.flat=={'c'} and list(c.done)==['a','b','d']
+
 def test_responds():
     c = Correction({'0':nn.Linear(30,20), '1':Standardized(30,20)}, Moments())
     for n,yes in (('0',True), ('1',False)):
@@ -217,7 +246,7 @@ def test_by_channel(layer, x, dims):
     c = ChannelCorrection({'0':layer}, Moments(), std=2.)
     with torch.no_grad(), c: out = layer(x)
     assert out.mean(dims).abs().max()<1e-5 and out.std().item()==pytest.approx(2., rel=1e-3) and torch.allclose(layer(x), out, atol=1e-5)
-    assert c.done['0'].mean_before.numel()==8 and c.given['0'][0]==pytest.approx(2., rel=1e-5)
+    assert c.done['0'].mean_before.numel()==8 and c.given['0'][0]==pytest.approx(2., rel=1e-5) and torch.as_tensor(c.given['0'][1]).ndim==0
 
 def test_by_channel_without_a_bias():
     "As by layer"
@@ -225,6 +254,24 @@ def test_by_channel_without_a_bias():
     c = ChannelCorrection({'0':m}, Moments())
     with torch.no_grad(), c: out = m(torch.randn(6,3,9,9)+1)
     assert out.std().item()==pytest.approx(1., rel=1e-5) and isinstance(c.done['0'].mean_before, float)
+
+class Scaled(nn.Module):
+    "Of a type that nobody knows"
+    def __init__(self, n, dim): super().__init__(); self.weight,self.bias,self.dim = nn.Parameter(torch.ones(1)),nn.Parameter(torch.zeros(n)),dim
+    def forward(self, x): return x*self.weight + self.bias.view(*[-1 if d==self.dim else 1 for d in range(x.ndim)])
+
+@pytest.mark.parametrize('layer,x,n', [(Scaled(5,1), torch.randn(16,5,7)+1, 5), (Scaled(7,2), torch.randn(16,5,7)+1, 7), (Scaled(5,1), torch.randn(16,5,5)+1, 1), (nn.LayerNorm(7), torch.randn(16,7,7), 7)])
+def test_where_the_channels_are(layer, x, n):
+    "Where one dimension alone has as many as the bias; if two have, as by layer, but for a normalization over the last"
+    c = ChannelCorrection({'0':layer}, Moments())
+    with torch.no_grad(), c: layer(x)
+    assert torch.as_tensor(c.done['0'].mean_before).numel()==n
+
+def test_means_of_channels_in_16_bits():
+    layer = nn.Conv2d(3,8,3).bfloat16()
+    c = ChannelCorrection({'0':layer}, Moments())
+    with torch.no_grad(), c: layer(torch.randn(6,3,9,9).bfloat16()+1)
+    assert c.done['0'].mean_before.dtype==torch.float
 
 def test_by_channel_of_a_group_norm():
     m = nn.GroupNorm(2, 6)

@@ -1,14 +1,17 @@
 "A pass that leaves no trace: each kind of state, each mode, each random generator; and what an error says"
 import builtins, math, random, warnings
-from collections import OrderedDict, deque
+from collections import OrderedDict, UserDict, deque
 from copy import deepcopy
 from types import SimpleNamespace
 import numpy as np, pytest, torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from fastinit.acts import GeneralReLU
 from fastinit.all import init_stats, lsuv_
 from conftest import Unchanged
 from fastinit.probe import InitError, all_modules, forward, probing, rerun, same_bits, unmoved_rng
+from fastinit.misfit import check_number, first_line, remedy_for_batch
+from fastinit.rng import own_draws
 from fastinit.state import Saved, all_or_nothing, backs_of
 
 nan = float('nan')
@@ -58,16 +61,36 @@ def test_saved_parameters_whose_data_was_replaced():
     saved.restore()
     assert p.tolist()==[0,1,2,3] and p.data_ptr()==place
 
+class Writes(TorchDispatchMode):
+    "How often torch copies into a tensor"
+    n = 0
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.n += func is torch.ops.aten.copy_.default
+        return func(*args, **(kwargs or {}))
+
 def test_values_that_did_not_change_are_not_written():
     "They may lie in a file that cannot be written"
-    a = np.arange(3.)
-    a.flags.writeable = False
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore') # torch says once in a process that it cannot be written
-        t = torch.from_numpy(a)
-    saved,version = Saved([t]),t._version
-    saved.restore()
-    assert t._version==version and t.tolist()==[0,1,2]
+    a,b = torch.arange(3.),torch.ones(2)
+    saved,backs = Saved([a, b]),backs_of([a, b])
+    with Writes() as writes: saved.restore()
+    assert writes.n==0
+    a += 1
+    with Writes() as writes: saved.restore()
+    assert writes.n==1 and a.tolist()==[0,1,2]
+    a += 1
+    with Writes() as writes:
+        for f in backs: f()
+    assert writes.n==1 and a.tolist()==[0,1,2]
+
+def test_which_values_changed():
+    "Of those asked about; what was not saved counts as unchanged, NaN as what it was"
+    a,b,c = torch.ones(2),torch.tensor([nan,1.]),torch.zeros(3)
+    saved = Saved([a, b])
+    assert saved.changed([a, b, c])==set()
+    a[1],c[0] = 2,2
+    assert saved.changed([a, b, c])=={id(a)} and saved.changed([b])==set()
+    b[1] = nan
+    assert saved.changed(iter([a, b]))=={id(a),id(b)}
 
 @pytest.mark.parametrize('error', [ValueError, KeyboardInterrupt, SystemExit, None])
 @pytest.mark.parametrize('keep', [True, False])
@@ -111,6 +134,26 @@ def test_random_states_of_devices(monkeypatch, many, started):
         device.now = 'moved'
     assert device.now==('moved' if started is False else states)
 
+def test_own_draws():
+    "They follow from torch's state and the first values of the parameters alone, and move nothing"
+    def draws(): return [random.random(), np.random.rand(), torch.rand((), device='cpu').item()]
+    def own(*ps):
+        with own_draws(ps): return draws()
+    p,q = nn.Parameter(torch.tensor([3.,4.])),nn.Parameter(torch.tensor([5.,4.]))
+    a = own(p)
+    assert own(p)==a==own(p, nn.Parameter(torch.ones(3,0)), torch.eye(2).to_sparse()) # without a first value
+    random.seed(1); np.random.seed(1)
+    assert own(p)==a and not any(u==v for u,v in zip(own(q), a))
+    with torch.device('meta'): assert own(p)==a
+    state = torch.get_rng_state()
+    with unmoved_rng() as back: # the caller decides
+        free = draws()
+        back()
+        assert own(p)==free
+    assert own(p)==a and torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(1)
+    assert not any(u==v for u,v in zip(own(p), a))
+
 # State
 
 class Stateful(nn.Module):
@@ -145,6 +188,7 @@ CHANGES = {
     'strided': (lambda m: m.v.zero_(), lambda: torch.arange(12.).view(3,4).t()[::2]), 'empty': (lambda m: m.v.resize_(3).fill_(1), lambda: torch.ones(0)),
     'array': (lambda m: m.v.__iadd__(1), lambda: np.ones(3)), 'list': (lambda m: m.v.append(2), lambda: [1]), 'dict': (lambda m: m.v.update(b=2), lambda: {'a':1}),
     'dict emptied': (lambda m: m.v.clear(), lambda: {'a':1}), 'set': (lambda m: m.v.add(5), lambda: {1,2}), 'deque': (lambda m: m.v.append(2), lambda: deque([1], maxlen=2)),
+    'empty matrix': (lambda m: m.v.resize_(3).fill_(1), lambda: torch.ones(3,0)), 'item of a list': (lambda m: m.v.__setitem__(0, 2), lambda: [1,1]), 'key of a dict': (lambda m: m.v.update(b=m.v.pop('a')), lambda: {'a':1}),
     'list of tensors': (lambda m: m.v[0].zero_(), lambda: [torch.ones(2)]), 'dict of lists': (lambda m: m.v['a'].append(1), lambda: {'a':[0]}),
     'tuple of tensors': (lambda m: m.v[1].zero_(), lambda: (1,torch.ones(2))), 'object': (lambda m: setattr(m.v, 'a', 2), deep), 'new attribute': (lambda m: setattr(m.v, 'z', 2), deep),
     'object in an object': (lambda m: m.v.inner.t.zero_(), deep), 'list in an object': (lambda m: m.v.inner.items.append(2), deep),
@@ -161,6 +205,21 @@ def test_attributes_come_back(kind):
     assert m.v is obj and plain(m.v)==before==plain(make())
     m(x)
     assert plain(m.v)!=before # the change is one that shows
+
+def test_tensors_of_other_layouts():
+    "They come back, and what is in them is left"
+    for make in (lambda: torch.eye(2).to_sparse(), lambda: torch.ones(2, device='meta'), lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])):
+        m = Stateful(lambda m: setattr(m, 'v', 3), v=make())
+        v = m.v
+        with probing(m, x := torch.randn(4,3)): m(x)
+        assert m.v is v
+
+def test_an_object_that_holds_itself():
+    o = SimpleNamespace(a=1)
+    o.me = o
+    m = Stateful(lambda m: setattr(m.v, 'a', 2), v=o)
+    with probing(m, x := torch.randn(4,3)): m(x)
+    assert m.v is o is o.me and o.a==1
 
 def test_expanded_memory_is_put_back():
     t = torch.ones(1)
@@ -189,6 +248,11 @@ def test_parameters_come_back():
     assert m.lin.weight.equal(was)
     with probing(m, x, but=[m.lin.weight]): m(x)
     assert m.lin.weight.equal(2*was)
+
+def test_a_parameter_that_no_module_knows_comes_back():
+    m = Stateful(lambda m: m.v[0].data.mul_(2), v=[nn.Parameter(torch.ones(2))])
+    with probing(m, x := torch.randn(4,3)): m(x)
+    assert m.v[0].tolist()==[1,1] and m.v[0].requires_grad
 
 def test_what_is_made_in_the_forward_is_taken_away():
     def change(m):
@@ -401,6 +465,31 @@ def test_what_to_do_about_dtypes():
     embeds = nn.Sequential(nn.Embedding(5,3), nn.Linear(3,2).double())
     assert to_do(embeds, torch.ones(2,3))=='pass integers to an embedding: `x.long()`' and to_do(embeds, torch.tensor([1]))=='pass a batch that fits it'
 
+def test_numbers_that_fit():
+    "Finite, and within the bound, which is named where there is one"
+    def wrong(v, **kwargs):
+        try: check_number('n', v, **kwargs)
+        except ValueError as e: return str(e).partition(': must be a ')[2]
+    assert wrong(0)==wrong(-1.)==wrong(nan)==wrong(math.inf)==wrong('1')==wrong(None)=='number over 0' and wrong(1e-9) is None
+    assert wrong(0, least=0) is wrong(-5, least=-math.inf) is wrong(3, whole=True) is None and wrong(-1, least=0)=='number, 0 or more'
+    assert wrong(nan, least=-math.inf)=='number' and wrong(3., whole=True)=='whole number over 0'
+
+def test_which_remedy_comes_first():
+    "What is no batch; what is too many; the device before the dtype; and a dtype only where the error is about one"
+    lin,x,about = nn.Linear(3,2),torch.ones(4,3),RuntimeError('expected dtype')
+    fits = 'pass a batch that fits it'
+    for o,word in (([],'pass the parts'), ([True],'pass the parts'), ([4,3],'this is a shape'), (UserDict(ids=x),"batch['ids']"), ({},"batch['x']")):
+        assert word in remedy_for_batch(lin, (o,), about), o
+    many = TypeError('forward() takes 2 positional arguments but 4 were given')
+    assert remedy_for_batch(lin, (3, x, x), many)=='pass the inputs of the model alone: leave out the targets' and remedy_for_batch(lin, (x, 3), many).startswith('3 is no input')
+    assert remedy_for_batch(lin, (x,), RuntimeError('positional argument'))==fits
+    assert remedy_for_batch(lin, (x.double().to('meta'),), about).startswith('the model is on cpu') and remedy_for_batch(lin, (x.double(),), about)=='the weights are torch.float32: pass `x.float()`'
+    assert remedy_for_batch(lin, (x.double(),), RuntimeError('of another shape'))==fits==remedy_for_batch(lin, (x.cfloat(),), about)==remedy_for_batch(nn.EmbeddingBag(5,3), (x.long(),), about)
+    lin.register_parameter('ids', nn.Parameter(torch.arange(3), requires_grad=False))
+    for k in ('weight','bias'): lin._parameters[k] = lin._parameters.pop(k) # behind it
+    assert next(lin.parameters()).dtype==torch.long and 'torch.float32' in remedy_for_batch(lin, (x.double(),), about)
+    assert first_line(TypeError('f() got a str, but expected one of:\n * (Tensor input)'))=='f() got a str'
+
 def test_one_line_of_the_error():
     "Not all signatures that a function of torch has; of TorchScript what went wrong; all of it is in the cause"
     with pytest.raises(InitError) as e: forward(nn.Sequential(nn.Conv2d(3,2,1)), 'x')
@@ -533,6 +622,22 @@ def test_hidden_modules_are_left_alone_too(training):
     for f in (init_stats, lsuv_): f(m, x)
     assert [t.training for t in m.all()]==[True,False,True,True]
     for t,was in zip(m.all(), states): assert all(torch.equal(v, was[k]) for k,v in t.state_dict().items())
+
+def test_modules_hidden_in_hidden_ones():
+    "In a tuple, a list, a dict, an attribute; each within the last, and named by the way to it"
+    m,inner = nn.Linear(3,3),[nn.Linear(3,3) for _ in range(4)]
+    m.t = (inner[0],)
+    inner[0].l,inner[1].d = [inner[1]],{'k':inner[2]}
+    inner[2].__dict__['o'] = inner[3]
+    names = all_modules(m)
+    assert [names[o] for o in inner]==['t','t.l','t.l.d','t.l.d.o'] and len(names)==5
+
+def test_inputs_without_a_first_dimension():
+    "The size of the batch is that of another"
+    m,x = nn.BatchNorm1d(3),torch.randn(4,3)
+    with probing(m, torch.tensor(2.), x) as probe: m(x)
+    assert probe.notes==[]
+    assert 'failed on a batch of shape Tensor, (4, 3): nested' in said(Fails(RuntimeError('nested')), torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), x)
 
 def test_a_compiled_module_inside_gets_no_attribute():
     m = nn.Sequential(torch.compile(nn.Linear(4,3), backend='eager'))

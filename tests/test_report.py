@@ -1,12 +1,12 @@
 "The report as a container, its copies, its words, and the page that shows it"
-import copy, math, pickle, re
+import copy, math, pickle, re, warnings
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest, torch
 from torch import nn
 from fastai.basics import L, deepcopy
 import fastinit.page
 from fastinit.all import *
 from fastinit.plot import plot_grads, plot_hists, plot_init_stats
-from fastinit.report import call_notes, with_steps
+from fastinit.report import call_notes, warn_left, with_steps
 from fastinit.status import add_status, remedy_for, statuses
 from fastinit.stats import Row
 from fastinit.watched import Watched
@@ -254,6 +254,33 @@ def test_a_reason_hides_no_nan_and_no_bias():
     m[0].requires_grad_(False).weight.data[0,0] = math.nan
     r = init_(m, 'kaiming', x)
     assert r['0'].status=='not finite' and r.left['0']=='frozen' and 'not finite (first: 0)' in r.summary
+
+def test_the_word_for_a_layer():
+    "Ten times the target, and a tenth, are well; a constant is by design where the weight is 0, and after it only what is 0 itself"
+    def words(*rows, zero=(), target=1.):
+        rows = [Row(str(i), 'Linear', (2,4), mean, std, target=own) for i,(mean,std,*own) in enumerate(rows) for own in [own[0] if own else None]]
+        add_status(rows, set(zero), target)
+        return [r.status for r in rows]
+    assert words((0.,10.), (0.,10.01), (0.,0.1), (0.,0.0999))==['ok','exploding','ok','vanishing']
+    assert words((0.,6.), (0.,6.,0.5), (0.,0.3,0.), target=2.)==['ok','exploding','exploding'] # one of its own, 0 too
+    assert words((0.,0.), (0.,0.), (3.,0.), (0.,0.), zero='0')==['zero','zero','dead','dead']
+    assert words((3.,0.), (0.,1.), (math.nan,0.), zero='012')==['zero','ok','not finite']
+
+def test_what_is_said_of_what_is_left_alone():
+    "Each reason alone: how to initialize all the same, or what to do before"
+    for why,more in (('frozen','force=True'), ('loaded','force=True'), ('pretrained','force=True'), ('all zero','call `reset_parameters'), ('not called',None), ('not affine',None)):
+        with pytest.warns(UserWarning, match=rf'^left alone: 1 {why} \(0\)') as w: warn_left({'0':why})
+        text = str(w[0].message)
+        assert [o for o in ('force=True','call `reset_parameters') if o in text]==[more]*(more is not None), text
+        if more=='force=True': assert more in remedy_for(why, dict(type='Linear'))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        warn_left({'0':'zero', '1':'tied'})
+
+def test_types_that_end_so_and_words_that_nobody_knows():
+    "An embedding is a layer of that name, not one that has it at its end; of a word that nobody knows nothing is said"
+    assert 'embedding' in remedy_for('vanishing', dict(type='EmbeddingBag')) and 'embedding' not in remedy_for('vanishing', dict(type='PatchEmbedding'))
+    assert remedy_for('strange', dict(type='Linear'))==''
 
 # A network that does not see its input
 

@@ -9,7 +9,7 @@ from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.nn.utils.parametrize import register_parametrization
 from fastinit.all import *
-from fastinit.fill import draw_weight, new_weight, orthonormal
+from fastinit.fill import draw_weight, new_bias, new_weight, orthonormal, some_of
 from fastinit.schemes import check_scheme, fans, get_scheme, recurrent_, run_scheme, scheme_name
 
 SCHEMES = [default_, normal_, xavier_, kaiming_, orthogonal_]
@@ -566,10 +566,11 @@ def test_biases_of_which_nothing_is_said():
     assert lsuv_(m, x).notes==[]
     m,x = detector()
     assert lsuv_(m, x, layers='0').notes==[] and (m[2].bias==-4.6).all()
-    m,x = detector()
-    nn.init.constant_(m[2].bias, 0.01)
-    assert lsuv_(m, x).notes==[]
-    deep = nn.Sequential(*[o for _ in range(4) for o in (nn.Linear(16,16), nn.ReLU())])
+    for value,notes in ((0.09,0), (0.11,1)):
+        m,x = detector()
+        nn.init.constant_(m[2].bias, value)
+        assert len(lsuv_(m, x).notes)==notes
+    deep = nn.Sequential(*[o for _ in range(3) for o in (nn.Linear(16,16), nn.ReLU())])
     for _ in range(2): assert lsuv_(deep, x).notes==[]
     assert deep[0].bias.unique().numel()==1
 
@@ -586,3 +587,17 @@ def test_a_callback_draws_what_the_scheme_alone_would(scheme):
     kaiming_(alone)
     ratio = m[0].weight/alone[0].weight
     assert torch.allclose(ratio, ratio[0,0].expand_as(ratio), rtol=1e-5) and (scheme=='lsuv' or ratio[0,0]==1)
+
+def test_names_without_underscores_at_their_ends():
+    "At the front one would hide a line from a legend; those inside stay"
+    def _my_own_(model): pass
+    assert scheme_name(_my_own_)=='my_own' and scheme_name(partial(_my_own_, a=1))=='my_own(a=1)' and scheme_name(kaiming_)=='kaiming'
+
+def test_pieces_of_a_filling():
+    "A layer without a bias has nothing that could refuse; a part of what is chosen by default is so too"
+    assert new_bias(nn.Linear(3,4,bias=False), nn.init.zeros_) is True is new_bias(nn.Linear(3,4), nn.init.ones_)
+    m = nn.Sequential(nn.Linear(3,4), nn.Linear(4,3))
+    for layers,by_default in ((None,True), (nn.Linear,False)):
+        todo = init_layers(m, layers)
+        some = some_of(todo, ['1'])
+        assert list(some)==['1'] and some.by_default is todo.by_default is by_default

@@ -315,7 +315,7 @@ def test_no_layer_was_called():
         report = f(model, x)
         assert list(report.df.layer)==['a'][:n] and list(report.df.status)==['not called'][:n] and repr(report) and report._repr_html_()
         with warnings.catch_warnings():
-            warnings.simplefilter('error')
+            warnings.simplefilter('error', UserWarning)
             report.plot()
         if f is lsuv_: assert same(before, weights(model))
     class LostAndFound(Lost):

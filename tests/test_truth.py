@@ -32,8 +32,8 @@ def measured(model, *xb, context=nullcontext):
     with torch.no_grad(), context(): model(*xb)
     return seen
 
-def true(model, *xb, eps=0.02, context=nullcontext, f=lsuv_, may=(), **kwargs):
-    "`lsuv_`, whose every row is what a pass of the test's own measures; 'ok' within 2 % of the target; nothing else changed"
+def true(model, *xb, eps=2e-3, context=nullcontext, f=lsuv_, may=(), **kwargs):
+    "`lsuv_`, whose every row is what a pass of the test's own measures; 'ok' within twice `tol` of the target; nothing else changed"
     named = {f'{n}.{k}' for n,m in model.named_modules() for k,_ in m.named_parameters(recurse=False)}
     with context():
         report = f(model, *xb, **kwargs)
@@ -44,11 +44,11 @@ def true(model, *xb, eps=0.02, context=nullcontext, f=lsuv_, may=(), **kwargs):
         assert any(abs(s-r.std)<=eps*max(r.std, 1e-3) for s in stds), (r.layer, r.std, stds)
         if r.status=='ok' and kwargs.get('at')!='activation':
             target = getattr(r, 'target', report.target)
-            assert any(abs(s/target-1)<=eps for s in stds) or r.converged is False, (r.layer, stds)
+            assert any(abs(s/target-1)<=eps for s in stds) or not r.converged, (r.layer, stds)
     return report
 
-def all_ok(report, *names):
-    for n in names: assert report[n].status=='ok' and abs(report[n]['std']-report.target)<=0.02*report.target, (n, report[n])
+def all_ok(report, *names, eps=2e-3):
+    for n in names: assert report[n].status=='ok' and abs(report[n]['std']-report.target)<=eps*report.target, (n, report[n])
 
 class Times(nn.Module):
     def __init__(self, k):
@@ -98,7 +98,7 @@ def test_autocast():
         r = lsuv_(net, x)
         inside = {n:v[0] for n,v in measured(net, x).items()}
         with torch.no_grad(): y = net(x)
-    all_ok(r, '0', '2', '4')
+    all_ok(r, '0', '2', '4', eps=0.02) # in 16 bits
     assert all(abs(inside[n]-1)<=0.02 for n in '024') and abs(y.double().std()-1)<=0.02
 
 class MaxNorm(nn.Conv2d):
@@ -390,7 +390,7 @@ def test_no_inputs_at_all():
 @pytest.mark.parametrize('pre', ['kaiming','orthogonal','xavier','default'])
 def test_recurrent_in_bfloat16(pre):
     net = Net(lambda s,x: s.out(s.rnn(x)[0]), rnn=nn.GRU(30,16,batch_first=True), out=nn.Linear(16,5)).to(torch.bfloat16)
-    all_ok(lsuv_(net, torch.randn(8,6,30).bfloat16(), pre=pre), 'out')
+    all_ok(lsuv_(net, torch.randn(8,6,30).bfloat16(), pre=pre), 'out', eps=0.02)
 
 def test_compiled_method():
     net = Net(lambda s,x: s.b(s.g(x)), a=nn.Linear(30,30), b=nn.Linear(30,5))

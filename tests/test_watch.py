@@ -12,7 +12,7 @@ from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.basics import Callback, CancelBatchException, CancelValidException, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, params, set_seed
 from fastinit.all import *
 from fastinit.trained import known_of
-from fastinit.watched import Watched, plot_watched
+from fastinit.watched import Watched, plot_losses, plot_watched
 
 @pytest.fixture(autouse=True)
 def _quiet():
@@ -700,3 +700,9 @@ def test_a_compiled_model_is_not_watched(model, how):
     with pytest.warns(UserWarning, match='the training steps are not watched'): fit(learn, 1)
     assert len(learn.watch.watched)==0 and n_hooks(learn.model)==0
     assert learn.init_report().watched is None and len(learn.init_report())==5
+
+def test_a_seed_that_diverged_ends_the_mean():
+    "And not the mean of the others only; the band is that of those which go on"
+    losses = pd.DataFrame([('a', s, k, math.nan if (s,k)==(1,3) else s+k) for s in (0,1) for k in (1,2,3)], columns=['scheme','seed','step','loss'])
+    line = plot_losses(losses).get_lines()[0].get_ydata()
+    assert line[:2].tolist()==[1.5,2.5] and math.isnan(line[2])

@@ -16,9 +16,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 #: Module → tests that know it, besides its notebook; the quick ones first
 TESTS = {
-    'tensors': 'acts accuracy models', 'layers': 'layers lsuv models properties', 'acts': 'acts lsuv models', 'gains': 'acts models', 'rng': 'probe batch', 'state': 'probe lsuv', 'misfit': 'warnings probe truth', 'probe': 'probe lsuv models lifecycle', 'pool': 'pool distributed',
-    'stats': 'stats accuracy lsuv models', 'status': 'report charts truth', 'report': 'report charts lsuv models', 'fill': 'schemes models', 'schemes': 'schemes models properties lifecycle', 'branches': 'branches residual',
-    'correction': 'correction lsuv models truth', 'at_activation': 'activation lsuv models truth', 'passes': 'passes options lsuv truth', 'lsuv': 'options lsuv models truth', 'looks': 'charts', 'metrics': 'charts', 'plot': 'charts', 'learner': 'options batch trained', 'page': 'charts',
+    'tensors': 'acts accuracy models', 'layers': 'layers lsuv models properties', 'acts': 'acts lsuv models', 'gains': 'acts edges models', 'rng': 'probe schemes batch', 'state': 'probe edges lsuv', 'misfit': 'warnings probe truth', 'probe': 'probe edges truth lsuv models lifecycle', 'pool': 'pool distributed',
+    'stats': 'stats accuracy lsuv models', 'status': 'report truth charts', 'report': 'report charts lsuv models', 'fill': 'schemes models', 'schemes': 'schemes models properties lifecycle', 'branches': 'branches residual',
+    'correction': 'correction passes truth edges lsuv models', 'at_activation': 'activation lsuv models truth', 'passes': 'passes correction options truth edges lsuv', 'lsuv': 'options lsuv models truth', 'looks': 'charts', 'metrics': 'charts', 'plot': 'charts', 'learner': 'options batch trained', 'page': 'charts',
     'loaders': 'batch', 'batch': 'batch lifecycle', 'recheck': 'batch', 'trained': 'trained lifecycle', 'watched': 'watch charts', 'watch': 'watch charts', 'compare': 'compare', 'copies': 'compare',
     'callback': 'options batch trained lifecycle', 'article.data': 'parts article', 'article.models': 'parts article', 'article.settings': 'parts article sweeps', 'article.runs': 'parts article sweeps',
     'article.tables': 'tables article sweeps', 'article.command': 'parts article'}

@@ -271,7 +271,7 @@ def test_beyond_squares(std, far):
 def test_gain_of_a_class():
     assert act_gain(nn.ReLU)==act_gain('relu')
     KaimingCallback(nonlinearity=nn.SiLU)
-    with pytest.raises(ValueError, match='no function of each element'): act_gain(nn.GLU())
+    with pytest.raises(ValueError, match='is not an elementwise function'): act_gain(nn.GLU())
 
 class Pooled(nn.Module):
     "Each of many steps takes what is there twice"

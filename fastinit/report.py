@@ -62,7 +62,7 @@ class InitReport:
             return self.df.set_index('layer').iloc[self._position(layer)]
         res = copy(self)
         res.df = self.df.iloc[[self._position(o) for o in layer]].reset_index(drop=True)
-        if self.hists is not None: res.hists = self.hists.filter(list(res))
+        if self.hists is not None: res.hists = self.hists[[n for n in res if n in self.hists]]
         return res
     def _position(self, layer):
         "Where a layer is; 0 is the layer '0' if there is one, as in an `nn.Sequential`"

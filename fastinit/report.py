@@ -166,7 +166,7 @@ def short_number(
 
 @patch
 def __str__(self:InitReport):
-    table = self.df.filter(compact_columns).to_string(max_rows=24, na_rep='', float_format=short_number)
+    table = self.df[[c for c in compact_columns if c in self.df]].to_string(max_rows=24, na_rep='', float_format=short_number)
     return '\n'.join(filter(None, [*self._lines(with_steps(self, self.counts)), self.advice, table*(len(self)>0)]))
 
 # %% ../nbs/06_report.ipynb #6f6580ea

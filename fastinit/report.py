@@ -64,7 +64,7 @@ class InitReport:
             return self.df.set_index('layer').iloc[self._position(layer)]
         res = copy(self)
         res.df = self.df.iloc[[self._position(o) for o in layer]].reset_index(drop=True)
-        if self.hists is not None: res.hists = self.hists.filter(list(res))
+        if self.hists is not None: res.hists = self.hists[[n for n in res if n in self.hists]]
         return res
     def _position(self, layer):
         "Where a layer is; 0 is the layer '0' if there is one, as in an `nn.Sequential`"
@@ -178,7 +178,7 @@ def short_number(
 
 @patch
 def __str__(self:InitReport):
-    table = self.df.filter(compact_columns).to_string(max_rows=24, na_rep='', float_format=short_number)
+    table = self.df[[c for c in compact_columns if c in self.df]].to_string(max_rows=24, na_rep='', float_format=short_number)
     return '\n'.join(filter(None, [*self._lines(with_steps(self, self.counts)), self.advice, table*(len(self)>0)]))
 
 # %% ../nbs/06_report.ipynb #6f6580ea

@@ -282,6 +282,11 @@ def test_types_that_end_so_and_words_that_nobody_knows():
     assert 'embedding' in remedy_for('vanishing', dict(type='EmbeddingBag')) and 'embedding' not in remedy_for('vanishing', dict(type='PatchEmbedding'))
     assert remedy_for('strange', dict(type='Linear'))==''
 
+def test_columns_of_the_table_in_words():
+    "In an order of their own, the status last"
+    header = str(lsuv_(nn.Sequential(nn.Linear(8,8), nn.Linear(8,2)), torch.randn(16,8))).splitlines()[1]
+    assert header.split()==['layer','type','shape','mean','std','std_before','scale','status']
+
 # A network that does not see its input
 
 def deep(n=20, d=64, act=nn.Sigmoid): return nn.Sequential(*[nn.Sequential(nn.Linear(d,d), act()) for _ in range(n)])

@@ -257,6 +257,13 @@ def test_lr_range():
     assert (x[0]<x[1]).all() and np.allclose(x[1]/x[0], 1.03) and np.allclose((x[0]*x[1])**0.5, [0.001,0.01]) and ax.get_xscale()=='log'
     assert [t.get_text() for t in ax.get_xticklabels()]==['0.001','0.01'] and 'after epoch 2' in ax.get_ylabel()
 
+def test_seeds_and_schemes_as_they_come():
+    "A bar reaches further on the side of the seed that is further off; schemes stand in the order of the table"
+    res = pd.DataFrame([dict(scheme=s, lr=0.01, seed=k, epoch=1, accuracy=a) for s in ('lsuv','kaiming') for k,a in enumerate((0.5,0.6,1.))])
+    for ax in (plot_lr_range(res), plot_metrics(res)): assert texts(ax.get_legend())==['lsuv','kaiming']
+    (segment,) = plot_lr_range(res).containers[0][2][0].get_segments()
+    assert np.allclose(np.asarray(segment[:,1], float), [0.5,1.])
+
 @pytest.mark.parametrize('metric,best', [('valid_loss',0.01), ('error_rate',0.01), ('accuracy',0.1)])
 def test_the_best_rate(metric, best):
     "The lowest of a loss or an error, else the highest; none where there is no number"

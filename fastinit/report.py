@@ -227,14 +227,16 @@ def alike_note(
     least:float=1e-6, # What from item to item is less of the std is said, relative to the same in the input
 )->list: # Sentences
     """Where the network loses its input: from which layer on, up to the last one, the items of a batch give the same.
-    What says nothing of that is left out: less than 4 items, outputs without them, or of less than 8 values each."""
+    What says nothing of that is left out: less than 4 items, outputs without them, or of less than 8 values each. Nor
+    is it said where a layer is zero by design: such a branch lets the input in with the first step."""""
     x = first(o for o in xb if isinstance(o, Tensor) and o.ndim)
     if x is None or x.layout!=torch.strided or x.is_nested or len(x)<4: return []
     mine = [r for r in rows if r.has_spread and r.shape[:1]==(len(x),) and math.prod(r.shape[1:])>=8]
-    here = item_spread(item_sample(x)).item()
-    there = ((r.layer,item_spread(r.items).item()) for r in reversed(mine)) # mostly of one only
-    same = list(takewhile(lambda o: o[1]<least*here, there))
-    if not same: return []
+    if not mine or any(r.status=='zero' for r in rows): return []
+    here,last = read_all([item_spread(item_sample(x)), item_spread(mine[-1].items)])
+    if not last<least*here: return []
+    names,spreads = [r.layer for r in reversed(mine)],read_all(item_spread(r.items) for r in reversed(mine))
+    same = list(takewhile(lambda o: o[1]<least*here, zip(names, spreads)))
     return [f'from {same[-1][0]} on, the output hardly differs between the items of the batch (by '
             f'{short_number(same[0][1])} of its std): the network does not see its input. '
             "LSUV with center='channel' takes out what they have in common, as batch normalization does"]

@@ -330,6 +330,19 @@ def test_alike_up_to_the_end():
     assert blind(init_stats(nn.Sequential(deep(), nn.Linear(64,1)), x)) # likewise
     assert blind(init_stats(nn.Sequential(nn.Linear(64,7), deep(20, 7)), x)) is None
 
+def test_silent_branches_let_the_input_in_later():
+    "The sum is the same for all items as long as the branch is 0, by design"
+    class Token(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token,self.branch,self.head = nn.Parameter(torch.randn(64)),nn.Linear(64,64),nn.Linear(64,64)
+        def forward(self, x): return self.head(self.token + self.branch(x) + 1e-9*x)
+    m,x = Token(),torch.randn(32,64)
+    with torch.no_grad(): m.branch.weight.mul_(1e-8); m.branch.bias.zero_()
+    assert blind(init_stats(m, x))=='head'
+    with torch.no_grad(): m.branch.weight.zero_()
+    assert init_stats(m, x)['branch'].status=='zero' and blind(init_stats(m, x)) is None
+
 @pytest.mark.parametrize('x', [torch.ones(32,64), torch.ones(1,64).expand(32,-1), torch.randn(3,64), torch.randn(1,64), torch.randn(64)], ids=['ones','expanded','3','1','no batch'])
 def test_inputs_that_tell_nothing(x): assert blind(init_stats(deep(), x)) is None
 

@@ -151,7 +151,7 @@ def lsuv_(
     layers:LayerChoice=None, # As in `init_layers`
     force:bool=False, # Initialize frozen layers too?
     tol:float=1e-3, # Accept a std within tol of the target
-    max_iter:int=10, # Most steps with at='activation', unless the activation scales with its input, as ReLU does
+    max_iter:int=10, # Most steps to correct after an 'activation', unless that scales with its input, as ReLU does
     verify:bool=True, # Measure in a second pass, and correct again what is off? False: the report is a prediction
     include_paramless:bool=False, # Also list modules without parameters in the report (always with at='activation')
 )->InitReport: # One row per layer, in order of execution

@@ -228,7 +228,7 @@ def _no_single_value(fix):
 
 @patch
 def predict(self:Passes)->list: # `Row`s
-    "Correct, and no more: what the layers are thought to give now; none of normalizations, whose measuring takes time"
+    "Correct, and predict what the layers give now; without normalizations, which would have to be measured"
     stats = self.new_stats(known=self.fix.given)
     stats.modules = [m for m in stats.modules if m in self.fix.names or not isinstance(m, norm_types)]
     self.run(stats, self.fix) # whose hooks come first

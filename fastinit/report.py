@@ -228,7 +228,7 @@ def alike_note(
 )->list: # Sentences
     """Where the network loses its input: from which layer on, up to the last one, the items of a batch give the same.
     What says nothing of that is left out: less than 4 items, outputs without them, or of less than 8 values each. Nor
-    is it said where a layer is zero by design: such a branch lets the input in with the first step."""""
+    is it said where a layer is zero by design: such a branch lets the input in with the first step."""
     x = first(o for o in xb if isinstance(o, Tensor) and o.ndim)
     if x is None or x.layout!=torch.strided or x.is_nested or len(x)<4: return []
     mine = [r for r in rows if r.has_spread and r.shape[:1]==(len(x),) and math.prod(r.shape[1:])>=8]

@@ -21,11 +21,13 @@ from .layers import *
 # %% ../nbs/15_trained.ipynb #c52b0e9a
 def remember(
     model:nn.Module, # Any model
+    was:dict|None=None, # What is known of some of its modules already, and stays
 )->dict: # Module → {name in it: (a few values, a number for all)}
     "What the parameters of `model` are now, to tell later which were changed."
+    was = was or {}
     def _has_values(p): return not isinstance(p, nn.parameter.UninitializedParameter) and not p.is_meta
     def _values(m): return {n:_print(p) for n,p in m._parameters.items() if p is not None and _has_values(p)}
-    return {m:_values(m) for m in unwrap(model).modules()}
+    return {m:was[m] if m in was else _values(m) for m in unwrap(model).modules()}
 
 def _print(p):
     "A few values of `p`, and a number for all of them: most may be as they were, of a weight whose inputs are mostly 0"
@@ -90,8 +92,7 @@ def see(
     learn:Any, # A Learner, with any model
 )->None:
     "Note what the parameters of its model are, where they were not seen before."
-    was = known_of(learn).seen
-    note(learn, seen={m:was.get(m, values) for m,values in remember(learn.model).items()})
+    note(learn, seen=remember(learn.model, known_of(learn).seen))
 
 # %% ../nbs/15_trained.ipynb #747b44fa
 def _has_stepped(opt):
